@@ -1,0 +1,61 @@
+// Encodings that kernels understand, by the names of nybble.checkpoint.encodings.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace nybble {
+
+enum class Encoding : int32_t {
+    f32,
+    f16,
+    bf16,
+    q4_0,
+    q4_1,
+    q5_0,
+    q5_1,
+    q8_0,
+    q8_1,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k,
+    q8_k,
+    iq1_s,
+    iq1_m,
+    iq2_xxs,
+    iq2_xs,
+    iq2_s,
+    iq3_xxs,
+    iq3_s,
+    iq4_nl,
+    iq4_xs,
+    tq1_0,
+    tq2_0,
+    mxfp4,
+    nvfp4,
+    q1_0,
+    count,
+};
+
+struct EncodingInfo {
+    const char* name;
+    int32_t block_size;   // elements
+    int32_t block_bytes;  // bytes
+};
+
+// Row of the table; defined in encoding.cpp.
+const EncodingInfo& encoding_info(Encoding encoding);
+
+// Encoding of that name, or Encoding::count if there is none.
+Encoding encoding_from_name(std::string_view name);
+
+// Bytes of a row of `columns` elements (a multiple of the block size).
+inline size_t row_bytes(Encoding encoding, int64_t columns) {
+    const EncodingInfo& info = encoding_info(encoding);
+    return static_cast<size_t>(columns / info.block_size) * static_cast<size_t>(info.block_bytes);
+}
+
+}  // namespace nybble

@@ -1,0 +1,46 @@
+"""Checkpoint: everything that a model is, whatever file it came from.
+
+Readers (``formats/``) fill one; ``models/`` and ``devices/`` run it; writers empty it again.
+Tensors are keyed by Hugging Face's names (``model.layers.0.self_attn.q_proj.weight``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.tensor import Tensor
+
+if TYPE_CHECKING:
+    from nybble.text.tokenizer import TokenizerSource
+
+
+@dataclass
+class Checkpoint:
+    """A model as data.
+
+    ``tensors`` maps canonical names to lazily mapped tensors. ``tokenizer`` describes the
+    tokenizer without building it. ``chat_template`` is Jinja source or None; other templates of
+    the file (``tool_use``, ...) are in ``chat_templates``. ``metadata`` holds what the file said
+    and must survive a round trip.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    tokenizer: TokenizerSource | None = None
+    chat_template: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    source: Path | None = None
+    """The file or folder that this checkpoint was read from."""
+    format: str = ""
+    """``gguf``, ``safetensors`` or ``onnx``."""
+    name: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Encoded size of all tensors, bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
