@@ -1,0 +1,684 @@
+// The float kernels, written once on Vec; included by <isa>/float_kernels.cpp after <isa>/vec.h.
+// Everything here has internal linkage: each instruction set gets its own copy.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/float_kernels.h"
+
+namespace nybble {
+namespace {
+
+constexpr int N = Vec::N;
+
+// exp(x) to about 2 ulp: x = n ln 2 + r, polynomial of Cephes' expf for exp(r). Clamped where the
+// result would not be a normal number.
+NYBBLE_ALWAYS_INLINE Vec exp(Vec x) {
+    x = Vec::min(Vec::max(x, Vec::set1(-87.0F)), Vec::set1(88.0F));
+    const Vec n = Vec::round(x * Vec::set1(1.44269504088896341F));
+    Vec r = Vec::fma(n, Vec::set1(-0.693359375F), x);
+    r = Vec::fma(n, Vec::set1(2.12194440e-4F), r);
+    Vec p = Vec::set1(1.9875691500e-4F);
+    p = Vec::fma(p, r, Vec::set1(1.3981999507e-3F));
+    p = Vec::fma(p, r, Vec::set1(8.3334519073e-3F));
+    p = Vec::fma(p, r, Vec::set1(4.1665795894e-2F));
+    p = Vec::fma(p, r, Vec::set1(1.6666665459e-1F));
+    p = Vec::fma(p, r, Vec::set1(5.0000001201e-1F));
+    p = Vec::fma(p, r * r, r + Vec::set1(1.0F));
+    return Vec::ldexp(p, n);
+}
+
+// tanh(x) = 1 - 2 / (exp(2x) + 1), and x - x^3/3 + 2x^5/15 near zero, where that would cancel.
+
+NYBBLE_ALWAYS_INLINE Vec tanh(Vec x) {
+    const Vec one = Vec::set1(1.0F);
+    const Vec big = one - Vec::set1(2.0F) / (exp(x + x) + one);
+    const Vec x2 = x * x;
+    Vec p = Vec::fma(x2, Vec::set1(-0.0539682540F), Vec::set1(0.1333333333F));
+    p = Vec::fma(p, x2, Vec::set1(-0.3333333333F));
+    const Vec small = Vec::fma(p * x2, x, x);
+    const Vec limit = Vec::set1(0.15F);
+    const Vec magnitude = Vec::abs(x);
+    // Exactly one of the two terms is kept.
+    return Vec::zero_below(magnitude, limit, big) + (small - Vec::zero_below(magnitude, limit, small));
+}
+
+void rms_norm(const float* x, const float* weight, float* out, int64_t n, float eps, float offset) {
+    Vec sum0 = Vec::zero();
+    Vec sum1 = Vec::zero();
+    int64_t i = 0;
+    for (; i + 2 * N <= n; i += 2 * N) {
+        const Vec a = Vec::load(x + i);
+        const Vec b = Vec::load(x + i + N);
+        sum0 = Vec::fma(a, a, sum0);
+        sum1 = Vec::fma(b, b, sum1);
+    }
+    float total = Vec::reduce_add(sum0 + sum1);
+    for (; i < n; ++i) {
+        total += x[i] * x[i];
+    }
+    const float scale = 1.0F / std::sqrt(total / static_cast<float>(n) + eps);
+    const Vec factor = Vec::set1(scale);
+    const Vec shift = Vec::set1(offset);
+    for (i = 0; i + N <= n; i += N) {
+        (Vec::load(x + i) * factor * (Vec::load(weight + i) + shift)).store(out + i);
+    }
+    for (; i < n; ++i) {
+        out[i] = x[i] * scale * (weight[i] + offset);
+    }
+}
+
+void add(const float* a, const float* b, float* out, int64_t n) {
+    int64_t i = 0;
+    for (; i + N <= n; i += N) {
+        (Vec::load(a + i) + Vec::load(b + i)).store(out + i);
+    }
+    for (; i < n; ++i) {
+        out[i] = a[i] + b[i];
+    }
+}
+
+void scale(const float* x, float factor, float* out, int64_t n) {
+    const Vec f = Vec::set1(factor);
+    int64_t i = 0;
+    for (; i + N <= n; i += N) {
+        (Vec::load(x + i) * f).store(out + i);
+    }
+    for (; i < n; ++i) {
+        out[i] = x[i] * factor;
+    }
+}
+
+NYBBLE_ALWAYS_INLINE Vec silu(Vec x) {
+    return x / (Vec::set1(1.0F) + exp(Vec::zero() - x));
+}
+
+NYBBLE_ALWAYS_INLINE Vec gelu_tanh(Vec x) {
+    const Vec inner = x * Vec::fma(x * x, Vec::set1(0.7978845608F * 0.044715F), Vec::set1(0.7978845608F));
+    return x * Vec::set1(0.5F) * (Vec::set1(1.0F) + tanh(inner));
+}
+
+// Applies `function` to blocks of N, the last one through a padded buffer, so that every element
+// goes through the same arithmetic wherever it lies.
+template <typename Function>
+NYBBLE_ALWAYS_INLINE void elementwise2(const float* a, const float* b, float* out, int64_t n, Function function) {
+    int64_t i = 0;
+    for (; i + N <= n; i += N) {
+        function(Vec::load(a + i), Vec::load(b + i)).store(out + i);
+    }
+    const int64_t rest = n - i;
+    if (rest > 0) {
+        float pa[N] = {};
+        float pb[N] = {};
+        for (int64_t j = 0; j < N && j < rest; ++j) {
+            pa[j] = a[i + j];
+            pb[j] = b[i + j];
+        }
+        function(Vec::load(pa), Vec::load(pb)).store(pa);
+        for (int64_t j = 0; j < N && j < rest; ++j) {
+            out[i + j] = pa[j];
+        }
+    }
+}
+
+void gated(const float* gate, const float* up, float* out, int64_t n, Activation kind) {
+    switch (kind) {
+        case Activation::silu:
+            elementwise2(gate, up, out, n, [](Vec g, Vec u) NYBBLE_LAMBDA_INLINE { return silu(g) * u; });
+            break;
+        case Activation::gelu_tanh:
+            elementwise2(gate, up, out, n, [](Vec g, Vec u) NYBBLE_LAMBDA_INLINE { return gelu_tanh(g) * u; });
+            break;
+        case Activation::gelu:
+            for (int64_t i = 0; i < n; ++i) {
+                out[i] = 0.5F * gate[i] * (1.0F + std::erf(gate[i] * 0.70710678118F)) * up[i];
+            }
+            break;
+    }
+}
+
+void softcap(const float* x, float cap, float* out, int64_t n) {
+    const Vec c = Vec::set1(cap);
+    const Vec inverse = Vec::set1(1.0F / cap);
+    elementwise2(x, x, out, n, [=](Vec a, Vec) NYBBLE_LAMBDA_INLINE { return c * tanh(a * inverse); });
+}
+
+void rotate(float* head, const float* table, int64_t rotary_dim, bool interleaved) {
+    const float* cosine = table;
+    const float* sine = table + rotary_dim;
+    if (interleaved) {
+        int64_t i = 0;
+        for (; i + N <= rotary_dim; i += N) {
+            const Vec x = Vec::load(head + i);
+            Vec::fma(x, Vec::load(cosine + i), Vec::swap_pairs(x) * Vec::load(sine + i)).store(head + i);
+        }
+        for (; i + 1 < rotary_dim; i += 2) {
+            const float a = head[i];
+            const float b = head[i + 1];
+            head[i] = a * cosine[i] + b * sine[i];
+            head[i + 1] = b * cosine[i + 1] + a * sine[i + 1];
+        }
+        return;
+    }
+    const int64_t half = rotary_dim / 2;
+    int64_t i = 0;
+    for (; i + N <= half; i += N) {
+        const Vec a = Vec::load(head + i);
+        const Vec b = Vec::load(head + i + half);
+        const Vec c = Vec::load(cosine + i);
+        const Vec s = Vec::load(sine + i);
+        (a * c - b * s).store(head + i);
+        Vec::fma(b, c, a * s).store(head + i + half);
+    }
+    for (; i < half; ++i) {
+        const float a = head[i];
+        const float b = head[i + half];
+        head[i] = a * cosine[i] - b * sine[i];
+        head[i + half] = b * cosine[i] + a * sine[i];
+    }
+}
+
+void quantize_int8(const float* x, int64_t n, int8_t* values, float* scales, float* sums) {
+    constexpr int kVecs = 32 / N;
+    for (int64_t block = 0; block < n / 32; ++block) {
+        Vec v[kVecs];
+        Vec largest = Vec::zero();
+        for (int i = 0; i < kVecs; ++i) {
+            v[i] = Vec::load(x + block * 32 + i * N);
+            largest = Vec::max(largest, Vec::abs(v[i]));
+        }
+        const float amax = Vec::reduce_max(largest);
+        const float step = amax / 127.0F;
+        const Vec inverse = Vec::set1(amax > 0 ? 127.0F / amax : 0.0F);
+        Vec half[2] = {Vec::zero(), Vec::zero()};
+        for (int i = 0; i < kVecs; ++i) {
+            const Vec rounded = Vec::round(v[i] * inverse);
+            rounded.store_i8(values + block * 32 + i * N);
+            Vec& sum = half[i * N / 16];
+            sum = sum + rounded;
+        }
+        scales[block] = step;
+        sums[2 * block] = Vec::reduce_add(half[0]) * step;
+        sums[2 * block + 1] = Vec::reduce_add(half[1]) * step;
+    }
+}
+
+// ROWS x COLUMNS dot products over k at once; each has its own accumulator, so its value does not
+// depend on its neighbours.
+template <int ROWS, int COLUMNS>
+NYBBLE_ALWAYS_INLINE void dot_block(const float* x, int64_t ldx, const float* w, int64_t ldw, int64_t k, float* y,
+                                    int64_t ldy) {
+    Vec acc[ROWS][COLUMNS];
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < COLUMNS; ++j) {
+            acc[i][j] = Vec::zero();
+        }
+    }
+    int64_t p = 0;
+    for (; p + N <= k; p += N) {
+        Vec b[COLUMNS];
+        for (int j = 0; j < COLUMNS; ++j) {
+            b[j] = Vec::load(w + j * ldw + p);
+        }
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec a = Vec::load(x + i * ldx + p);
+            for (int j = 0; j < COLUMNS; ++j) {
+                acc[i][j] = Vec::fma(a, b[j], acc[i][j]);
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < COLUMNS; ++j) {
+            float total = Vec::reduce_add(acc[i][j]);
+            for (int64_t q = p; q < k; ++q) {
+                total += x[i * ldx + q] * w[j * ldw + q];
+            }
+            y[i * ldy + j] = total;
+        }
+    }
+}
+
+void gemm(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
+          int64_t ldy) {
+    constexpr int R = Vec::kRows;
+    constexpr int C = 4;
+    int64_t i = 0;
+    for (; i + R <= m; i += R) {
+        int64_t j = 0;
+        for (; j + C <= n; j += C) {
+            dot_block<R, C>(x + i * ldx, ldx, w + j * ldw, ldw, k, y + i * ldy + j, ldy);
+        }
+        for (; j < n; ++j) {
+            dot_block<R, 1>(x + i * ldx, ldx, w + j * ldw, ldw, k, y + i * ldy + j, ldy);
+        }
+    }
+    for (; i < m; ++i) {
+        int64_t j = 0;
+        for (; j + C <= n; j += C) {
+            dot_block<1, C>(x + i * ldx, ldx, w + j * ldw, ldw, k, y + i * ldy + j, ldy);
+        }
+        for (; j < n; ++j) {
+            dot_block<1, 1>(x + i * ldx, ldx, w + j * ldw, ldw, k, y + i * ldy + j, ldy);
+        }
+    }
+}
+
+// scores[r][0..64) = q[r] . k for ROWS rows and 4 vectors of columns at a time.
+template <int ROWS>
+NYBBLE_ALWAYS_INLINE void score_rows(const float* q, int64_t d, const float* k, float* scores) {
+    for (int t = 0; t < kPageTokens; t += 4 * N) {
+        Vec acc[ROWS][4];
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < 4; ++j) {
+                acc[r][j] = Vec::zero();
+            }
+        }
+        for (int64_t i = 0; i < d; ++i) {
+            const float* row = k + i * kPageTokens + t;
+            Vec b[4];
+            for (int j = 0; j < 4; ++j) {
+                b[j] = Vec::load(row + j * N);
+            }
+            for (int r = 0; r < ROWS; ++r) {
+                const Vec a = Vec::set1(q[r * d + i]);
+                for (int j = 0; j < 4; ++j) {
+                    acc[r][j] = Vec::fma(a, b[j], acc[r][j]);
+                }
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < 4; ++j) {
+                acc[r][j].store(scores + r * kPageTokens + t + j * N);
+            }
+        }
+    }
+}
+
+// acc[r][0..d) += scores[r][t] * v[t] for tile columns first <= t < last.
+template <int ROWS>
+NYBBLE_ALWAYS_INLINE void weigh_rows(const float* scores, int64_t d, const float* v, int first, int last, float* acc) {
+    int64_t i = 0;
+    for (; i + 4 * N <= d; i += 4 * N) {
+        Vec sum[ROWS][4];
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < 4; ++j) {
+                sum[r][j] = Vec::load(acc + r * d + i + j * N);
+            }
+        }
+        for (int t = first; t < last; ++t) {
+            Vec b[4];
+            for (int j = 0; j < 4; ++j) {
+                b[j] = Vec::load(v + t * d + i + j * N);
+            }
+            for (int r = 0; r < ROWS; ++r) {
+                const Vec a = Vec::set1(scores[r * kPageTokens + t]);
+                for (int j = 0; j < 4; ++j) {
+                    sum[r][j] = Vec::fma(a, b[j], sum[r][j]);
+                }
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            for (int j = 0; j < 4; ++j) {
+                sum[r][j].store(acc + r * d + i + j * N);
+            }
+        }
+    }
+    for (; i + N <= d; i += N) {
+        Vec sum[ROWS];
+        for (int r = 0; r < ROWS; ++r) {
+            sum[r] = Vec::load(acc + r * d + i);
+        }
+        for (int t = first; t < last; ++t) {
+            const Vec b = Vec::load(v + t * d + i);
+            for (int r = 0; r < ROWS; ++r) {
+                sum[r] = Vec::fma(Vec::set1(scores[r * kPageTokens + t]), b, sum[r]);
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            sum[r].store(acc + r * d + i);
+        }
+    }
+    for (; i < d; ++i) {
+        for (int r = 0; r < ROWS; ++r) {
+            float sum = acc[r * d + i];
+            for (int t = first; t < last; ++t) {
+                sum += scores[r * kPageTokens + t] * v[t * d + i];
+            }
+            acc[r * d + i] = sum;
+        }
+    }
+}
+
+void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, const float* v, const int32_t* lo,
+                    const int32_t* hi, float cap, float* maximum, float* sum, float* acc, float* scores) {
+    constexpr int R = Vec::kRows;
+    constexpr float kMasked = -1e30F;
+    int first = kPageTokens;
+    int last = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        if (lo[r] < hi[r]) {
+            first = lo[r] < first ? lo[r] : first;
+            last = hi[r] > last ? hi[r] : last;
+        }
+    }
+    if (first >= last) {
+        return;
+    }
+    int64_t r = 0;
+    for (; r + R <= rows; r += R) {
+        score_rows<R>(q + r * d, d, k, scores + r * kPageTokens);
+    }
+    for (; r < rows; ++r) {
+        score_rows<1>(q + r * d, d, k, scores + r * kPageTokens);
+    }
+    for (r = 0; r < rows; ++r) {
+        float* row = scores + r * kPageTokens;
+        if (cap > 0) {
+            softcap(row, cap, row, kPageTokens);
+        }
+        for (int t = 0; t < lo[r]; ++t) {
+            row[t] = kMasked;
+        }
+        for (int t = hi[r] > 0 ? hi[r] : 0; t < kPageTokens; ++t) {
+            row[t] = kMasked;
+        }
+        Vec largest = Vec::load(row);
+        for (int t = N; t < kPageTokens; t += N) {
+            largest = Vec::max(largest, Vec::load(row + t));
+        }
+        const float old_maximum = maximum[r];
+        const float tile_maximum = Vec::reduce_max(largest);
+        const float new_maximum = tile_maximum > old_maximum ? tile_maximum : old_maximum;
+        const Vec shift = Vec::set1(new_maximum);
+        const Vec limit = Vec::set1(0.5F * kMasked);
+        Vec total = Vec::zero();
+        for (int t = 0; t < kPageTokens; t += N) {
+            const Vec x = Vec::load(row + t);
+            const Vec p = Vec::zero_below(x, limit, exp(x - shift));
+            p.store(row + t);
+            total = total + p;
+        }
+        const float tile_sum = Vec::reduce_add(total);
+        if (new_maximum > old_maximum) {
+            const float correction = old_maximum < 0.5F * kMasked ? 0.0F : std::exp(old_maximum - new_maximum);
+            sum[r] = sum[r] * correction + tile_sum;
+            scale(acc + r * d, correction, acc + r * d, d);
+            maximum[r] = new_maximum;
+        } else {
+            sum[r] += tile_sum;
+        }
+    }
+    r = 0;
+    for (; r + R <= rows; r += R) {
+        weigh_rows<R>(scores + r * kPageTokens, d, v, first, last, acc + r * d);
+    }
+    for (; r < rows; ++r) {
+        weigh_rows<1>(scores + r * kPageTokens, d, v, first, last, acc + r * d);
+    }
+}
+
+// -- KV cache -----------------------------------------------------------------------------------
+
+// int8 or 4-bit codes of one block of 32 and its scale.
+NYBBLE_ALWAYS_INLINE uint16_t quantize_block8(const float* x, int8_t* codes) {
+    float amax = 0;
+    for (int i = 0; i < 32; ++i) {
+        const float a = std::fabs(x[i]);
+        amax = a > amax ? a : amax;
+    }
+    const uint16_t half = float_to_half(amax / 127.0F);
+    const float step = half_to_float(half);
+    const float inverse = step > 0 ? 1.0F / step : 0.0F;
+    for (int i = 0; i < 32; ++i) {
+        float c = std::nearbyintf(x[i] * inverse);
+        c = c > 127.0F ? 127.0F : (c < -127.0F ? -127.0F : c);
+        codes[i] = static_cast<int8_t>(c);
+    }
+    return half;
+}
+
+// GGUF's q4_0: the element of largest magnitude maps to -8.
+NYBBLE_ALWAYS_INLINE uint16_t quantize_block4(const float* x, uint8_t* codes) {
+    float extreme = 0;
+    for (int i = 0; i < 32; ++i) {
+        extreme = std::fabs(x[i]) > std::fabs(extreme) ? x[i] : extreme;
+    }
+    const uint16_t half = float_to_half(extreme / -8.0F);
+    const float step = half_to_float(half);
+    const float inverse = step != 0 ? 1.0F / step : 0.0F;
+    for (int i = 0; i < 32; ++i) {
+        float c = std::nearbyintf(x[i] * inverse) + 8.0F;
+        c = c > 15.0F ? 15.0F : (c < 0.0F ? 0.0F : c);
+        codes[i] = static_cast<uint8_t>(c);
+    }
+    return half;
+}
+
+void store_key(KvEncoding encoding, const float* key, int64_t d, int64_t token, uint8_t* page) {
+    constexpr int64_t T = kPageTokens;
+    switch (encoding) {
+        case KvEncoding::f32: {
+            float* out = reinterpret_cast<float*>(page) + token;
+            for (int64_t i = 0; i < d; ++i) out[i * T] = key[i];
+            break;
+        }
+        case KvEncoding::f16:
+        case KvEncoding::bf16: {
+            uint16_t* out = reinterpret_cast<uint16_t*>(page) + token;
+            int64_t i = 0;
+            uint16_t packed[N];
+            for (; i + N <= d; i += N) {
+                if (encoding == KvEncoding::f16) {
+                    Vec::load(key + i).store_f16(packed);
+                } else {
+                    Vec::load(key + i).store_bf16(packed);
+                }
+                for (int j = 0; j < N; ++j) out[(i + j) * T] = packed[j];
+            }
+            for (; i < d; ++i) out[i * T] = encoding == KvEncoding::f16 ? float_to_half(key[i]) : float_to_bf16(key[i]);
+            break;
+        }
+        case KvEncoding::q8_0: {
+            int8_t* out = reinterpret_cast<int8_t*>(page) + token;
+            uint16_t* scales = reinterpret_cast<uint16_t*>(page + d * T) + token;
+            int8_t codes[32];
+            for (int64_t b = 0; b < d / 32; ++b) {
+                scales[b * T] = quantize_block8(key + b * 32, codes);
+                for (int i = 0; i < 32; ++i) out[(b * 32 + i) * T] = codes[i];
+            }
+            break;
+        }
+        case KvEncoding::q4_0: {
+            uint8_t* out = page + token;
+            uint16_t* scales = reinterpret_cast<uint16_t*>(page + d / 2 * T) + token;
+            uint8_t codes[32];
+            for (int64_t b = 0; b < d / 32; ++b) {
+                scales[b * T] = quantize_block4(key + b * 32, codes);
+                for (int i = 0; i < 16; ++i) {
+                    out[(b * 16 + i) * T] = static_cast<uint8_t>(codes[i] | (codes[i + 16] << 4));
+                }
+            }
+            break;
+        }
+        default:
+            break;
+    }
+}
+
+void store_value(KvEncoding encoding, const float* value, int64_t d, int64_t token, uint8_t* page) {
+    constexpr int64_t T = kPageTokens;
+    switch (encoding) {
+        case KvEncoding::f32: {
+            float* out = reinterpret_cast<float*>(page) + token * d;
+            for (int64_t i = 0; i < d; ++i) out[i] = value[i];
+            break;
+        }
+        case KvEncoding::f16: {
+            uint16_t* out = reinterpret_cast<uint16_t*>(page) + token * d;
+            int64_t i = 0;
+            for (; i + N <= d; i += N) Vec::load(value + i).store_f16(out + i);
+            for (; i < d; ++i) out[i] = float_to_half(value[i]);
+            break;
+        }
+        case KvEncoding::bf16: {
+            uint16_t* out = reinterpret_cast<uint16_t*>(page) + token * d;
+            int64_t i = 0;
+            for (; i + N <= d; i += N) Vec::load(value + i).store_bf16(out + i);
+            for (; i < d; ++i) out[i] = float_to_bf16(value[i]);
+            break;
+        }
+        case KvEncoding::q8_0: {
+            int8_t* out = reinterpret_cast<int8_t*>(page) + token * d;
+            uint16_t* scales = reinterpret_cast<uint16_t*>(page + d * T) + token * (d / 32);
+            for (int64_t b = 0; b < d / 32; ++b) scales[b] = quantize_block8(value + b * 32, out + b * 32);
+            break;
+        }
+        case KvEncoding::q4_0: {
+            uint8_t* out = page + token * (d / 2);
+            uint16_t* scales = reinterpret_cast<uint16_t*>(page + d / 2 * T) + token * (d / 32);
+            uint8_t codes[32];
+            for (int64_t b = 0; b < d / 32; ++b) {
+                scales[b] = quantize_block4(value + b * 32, codes);
+                for (int i = 0; i < 16; ++i) {
+                    out[b * 16 + i] = static_cast<uint8_t>(codes[i] | (codes[i + 16] << 4));
+                }
+            }
+            break;
+        }
+        default:
+            break;
+    }
+}
+
+void load_keys(KvEncoding encoding, const uint8_t* page, int64_t d, float* out) {
+    constexpr int64_t T = kPageTokens;
+    switch (encoding) {
+        case KvEncoding::f16: {
+            const uint16_t* in = reinterpret_cast<const uint16_t*>(page);
+            for (int64_t i = 0; i < d * T; i += N) Vec::load_f16(in + i).store(out + i);
+            break;
+        }
+        case KvEncoding::bf16: {
+            const uint16_t* in = reinterpret_cast<const uint16_t*>(page);
+            for (int64_t i = 0; i < d * T; i += N) Vec::load_bf16(in + i).store(out + i);
+            break;
+        }
+        case KvEncoding::q8_0: {
+            const int8_t* in = reinterpret_cast<const int8_t*>(page);
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(page + d * T);
+            for (int64_t b = 0; b < d / 32; ++b) {
+                for (int64_t t = 0; t < T; t += N) {
+                    const Vec step = Vec::load_f16(scales + b * T + t);
+                    for (int64_t i = b * 32; i < b * 32 + 32; ++i) {
+                        (Vec::load_i8(in + i * T + t) * step).store(out + i * T + t);
+                    }
+                }
+            }
+            break;
+        }
+        case KvEncoding::q4_0: {
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(page + d / 2 * T);
+            const Vec eight = Vec::set1(8.0F);
+            for (int64_t b = 0; b < d / 32; ++b) {
+                for (int64_t t = 0; t < T; t += N) {
+                    const Vec step = Vec::load_f16(scales + b * T + t);
+                    for (int64_t i = 0; i < 16; ++i) {
+                        const uint8_t* in = page + (b * 16 + i) * T + t;
+                        ((Vec::load_low_nibbles(in) - eight) * step).store(out + (b * 32 + i) * T + t);
+                        ((Vec::load_high_nibbles(in) - eight) * step).store(out + (b * 32 + i + 16) * T + t);
+                    }
+                }
+            }
+            break;
+        }
+        default: {
+            const float* in = reinterpret_cast<const float*>(page);
+            for (int64_t i = 0; i < d * T; i += N) Vec::load(in + i).store(out + i);
+            break;
+        }
+    }
+}
+
+void load_values(KvEncoding encoding, const uint8_t* page, int64_t d, int64_t first, int64_t last, float* out) {
+    constexpr int64_t T = kPageTokens;
+    switch (encoding) {
+        case KvEncoding::f16: {
+            const uint16_t* in = reinterpret_cast<const uint16_t*>(page);
+            int64_t i = first * d;
+            for (; i + N <= last * d; i += N) Vec::load_f16(in + i).store(out + i);
+            for (; i < last * d; ++i) out[i] = half_to_float(in[i]);
+            break;
+        }
+        case KvEncoding::bf16: {
+            const uint16_t* in = reinterpret_cast<const uint16_t*>(page);
+            int64_t i = first * d;
+            for (; i + N <= last * d; i += N) Vec::load_bf16(in + i).store(out + i);
+            for (; i < last * d; ++i) out[i] = bf16_to_float(in[i]);
+            break;
+        }
+        case KvEncoding::q8_0: {
+            const int8_t* in = reinterpret_cast<const int8_t*>(page);
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(page + d * T);
+            for (int64_t t = first; t < last; ++t) {
+                for (int64_t b = 0; b < d / 32; ++b) {
+                    const Vec step = Vec::set1(half_to_float(scales[t * (d / 32) + b]));
+                    for (int64_t i = t * d + b * 32; i < t * d + b * 32 + 32; i += N) {
+                        (Vec::load_i8(in + i) * step).store(out + i);
+                    }
+                }
+            }
+            break;
+        }
+        case KvEncoding::q4_0: {
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(page + d / 2 * T);
+            const Vec eight = Vec::set1(8.0F);
+            for (int64_t t = first; t < last; ++t) {
+                for (int64_t b = 0; b < d / 32; ++b) {
+                    const Vec step = Vec::set1(half_to_float(scales[t * (d / 32) + b]));
+                    const uint8_t* in = page + t * (d / 2) + b * 16;
+                    float* to = out + t * d + b * 32;
+                    for (int i = 0; i < 16; i += N) {
+                        ((Vec::load_low_nibbles(in + i) - eight) * step).store(to + i);
+                        ((Vec::load_high_nibbles(in + i) - eight) * step).store(to + 16 + i);
+                    }
+                }
+            }
+            break;
+        }
+        default: {
+            const float* in = reinterpret_cast<const float*>(page);
+            for (int64_t i = first * d; i < last * d; ++i) out[i] = in[i];
+            break;
+        }
+    }
+}
+
+void to_bf16(const float* x, uint16_t* out, int64_t n) {
+    int64_t i = 0;
+    for (; i + N <= n; i += N) Vec::load(x + i).store_bf16(out + i);
+    for (; i < n; ++i) out[i] = float_to_bf16(x[i]);
+}
+
+constexpr FloatKernels make_table(const char* name) {
+    FloatKernels t;
+    t.name = name;
+    t.rms_norm = rms_norm;
+    t.add = add;
+    t.scale = scale;
+    t.gated = gated;
+    t.softcap = softcap;
+    t.rotate = rotate;
+    t.quantize_int8 = quantize_int8;
+    t.gemm = gemm;
+    t.attention_tile = attention_tile;
+    t.store_key = store_key;
+    t.store_value = store_value;
+    t.load_keys = load_keys;
+    t.load_values = load_values;
+    t.to_bf16 = to_bf16;
+    return t;
+}
+
+}  // namespace
+}  // namespace nybble
