@@ -35,6 +35,11 @@ struct Int8Rows {
 using LinearInt8 = void (*)(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x,
                             int64_t m, float* y, int64_t y_stride);
 
+// The same with float activations (rows `x_stride` floats apart) and any number of `columns` that is
+// a multiple of the block size: the precise path, and the one for encodings without LinearInt8.
+using LinearF32 = void (*)(const uint8_t* weight, size_t stride, int64_t rows, const float* x,
+                           int64_t x_stride, int64_t columns, int64_t m, float* y, int64_t y_stride);
+
 // out[i] = value of element i, for `n` elements (whole blocks).
 using DequantizeF32 = void (*)(const uint8_t* blocks, float* out, int64_t n);
 
@@ -45,6 +50,7 @@ struct EncodingKernels {
     DequantizeF32 dequantize_f32 = nullptr;    // never null for a known encoding
     DequantizeBf16 dequantize_bf16 = nullptr;  // may be null
     LinearInt8 linear_int8 = nullptr;          // may be null: then f32 is used
+    LinearF32 linear_f32 = nullptr;            // never null for a known encoding
 };
 
 }  // namespace nybble

@@ -1,0 +1,23 @@
+// Weight kernels for AVX2 with FMA, F16C and BMI2.
+#include "kernels/encoding_kernels.h"
+#include "kernels/avx2/floats.h"
+#include "kernels/linear_f32.h"
+
+namespace nybble {
+namespace {
+
+EncodingKernelTable make_table() {
+    EncodingKernelTable table;
+    memcpy(table.entries, encoding_kernels_portable(), sizeof table.entries);
+    add_all_f32<Avx2Floats>(table);
+    return table;
+}
+
+}  // namespace
+
+const EncodingKernels* encoding_kernels_avx2() {
+    static const EncodingKernelTable table = make_table();
+    return table.entries;
+}
+
+}  // namespace nybble
