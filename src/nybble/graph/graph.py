@@ -72,7 +72,7 @@ class GraphBuilder:
             raise FormatError(
                 f"{weight}: has {columns} input features, but the value before it has {x.width}"
             )
-        weights = (weight,)
+        weights: tuple[str, ...] = (weight,)
         if bias is not None:
             self._vector(bias, rows)
             weights = (weight, bias)
