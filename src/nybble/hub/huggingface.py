@@ -169,7 +169,7 @@ def choose(files: list[str], source: str) -> str:
     if len(models) == 1:
         return models[0]
     for encoding in _PREFERRED:
-        label = re.compile(rf"(?:^|[-._/]){encoding}(?=[-._/]|$)", re.IGNORECASE)
+        label = re.compile(rf"(?:^|[-./_]){encoding}(?=[-./]|$)", re.IGNORECASE)
         matching = [name for name in models if label.search(name[: -len(".gguf")])]
         if len(matching) == 1:
             return matching[0]

@@ -1,0 +1,176 @@
+"""`hf:` names against a local server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import nybble.hub as models
+from nybble.errors import DownloadError, NotFoundError
+from nybble.hub.huggingface import choose
+
+from .conftest import COMMIT, Resource, Server, random_bytes
+
+CONTENT = random_bytes(2**20 + 3)
+
+
+def test_a_file_by_name(hub: Server, cache: Path) -> None:
+    hub.add_repository("o/r", {"x.Q4_0.gguf": CONTENT, "y.gguf": b"other"})
+    path = models.resolve("hf:o/r/x.Q4_0.gguf")
+    assert path.read_bytes() == CONTENT
+    assert path == cache / "models" / "hf--o--r" / "x.Q4_0.gguf"
+    manifest = json.loads(path.with_name("x.Q4_0.gguf.manifest.json").read_text())
+    assert manifest["revision"] == COMMIT
+    assert manifest["files"][0]["size"] == len(CONTENT)
+
+
+def test_the_second_time_asks_nobody(hub: Server) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    first = models.resolve("hf:o/r")
+    hub.requests.clear()
+    assert models.resolve("hf:o/r") == models.resolve("hf:o/r/x.gguf") == first
+    assert models.resolve("hf:o/r", offline=True) == first
+    assert hub.requests == []
+    assert models.pull("hf:o/r", update=True) == first
+    assert hub.requests != []
+
+
+def test_a_four_bit_file_is_chosen(hub: Server) -> None:
+    files = {f"m-{e}.gguf": e.encode() for e in ("F16", "Q8_0", "Q4_K_M", "Q4_0", "IQ4_XS")}
+    hub.add_repository("o/r", {"README.md": b"", "mmproj-m-f16.gguf": b"", **files})
+    assert models.resolve("hf:o/r").read_bytes() == b"Q4_K_M"
+
+
+def test_a_split_model_comes_whole(hub: Server) -> None:
+    parts = {f"sub/m-Q4_K_M-0000{i}-of-00003.gguf": random_bytes(1000, i) for i in (1, 2, 3)}
+    hub.add_repository("o/r", parts)
+    path = models.resolve("hf:o/r")
+    assert path.name == "m-Q4_K_M-00001-of-00003.gguf"
+    assert {p.name for p in path.parent.glob("*.gguf")} == {Path(p).name for p in parts}
+    (model,) = models.list_models()
+    assert model.size == 3000
+
+
+def test_a_break_is_resumed_behind_the_redirect(hub: Server) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    hub.resources["/blobs/o/r/x.gguf"].breaks = [5000]
+    assert models.resolve("hf:o/r/x.gguf").read_bytes() == CONTENT
+    assert hub.gets("/blobs/o/r/x.gguf")[1].headers["Range"] == "bytes=5000-"
+
+
+def test_the_hubs_checksum_is_checked(hub: Server) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    hub.resources["/blobs/o/r/x.gguf"].content = CONTENT[:-1] + b"\0"
+    with pytest.raises(DownloadError, match="sha256"):
+        models.resolve("hf:o/r/x.gguf")
+    assert models.list_models() == []
+
+
+def test_the_token_is_sent_and_signatures_are_not_shown(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    models.resolve("hf:o/r/x.gguf")
+    asked = [r for r in hub.requests if "/resolve/" in r.path]
+    assert asked and all(
+        {k.lower(): v for k, v in r.headers.items()}["authorization"] == "Bearer hf_secret" for r in asked
+    )
+    (fetched,) = hub.gets("/blobs/o/r/x.gguf")
+    assert "authorization" not in {key.lower() for key in fetched.headers}
+    hub.resources["/blobs/o/r/x.gguf"] = Resource(status=404)
+    with pytest.raises(NotFoundError) as caught:
+        models.pull("hf:o/r/x.gguf", update=True)
+    assert "signature" not in str(caught.value) and "hf_secret" not in str(caught.value)
+
+
+def test_a_gated_model_says_how_to_get_access(hub: Server) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT}, gated=True)
+    with pytest.raises(DownloadError, match=r"accept its terms.*HF_TOKEN"):
+        models.resolve("hf:o/r/x.gguf")
+
+
+def test_a_token_without_access_says_so(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.add_repository("o/r", {"x.gguf": CONTENT}, gated=True)
+    with pytest.raises(DownloadError, match="The token has no access"):
+        models.resolve("hf:o/r/x.gguf")
+
+
+def test_no_such_file_lists_what_there_is(hub: Server) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    with pytest.raises(NotFoundError, match=r"no file 'y.gguf'; it has x\.gguf"):
+        models.resolve("hf:o/r/y.gguf")
+
+
+def test_no_such_repository_or_revision(hub: Server) -> None:
+    with pytest.raises(NotFoundError, match="no such repository"):
+        models.resolve("hf:o/none")
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    hub.resources["/o/r/resolve/v9/x.gguf"] = Resource(
+        status=404, headers={"X-Error-Code": "RevisionNotFound"}
+    )
+    with pytest.raises(NotFoundError, match="no revision 'v9'"):
+        models.resolve("hf:o/r/x.gguf@v9")
+
+
+def test_a_hub_that_lists_hostile_names(hub: Server, cache: Path) -> None:
+    from nybble.errors import NybbleError
+
+    info = {"id": "o/r", "sha": COMMIT, "siblings": [{"rfilename": "../../../evil.gguf"}]}
+    hub.resources["/api/models/o/r"] = Resource(json.dumps(info).encode(), etag=None)
+    with pytest.raises(NybbleError):
+        models.resolve("hf:o/r")
+    assert not list(cache.parent.rglob("*evil*"))
+
+
+def test_offline(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repository("o/r", {"x.gguf": CONTENT})
+    for name in ("NYBBLE_OFFLINE", "HF_HUB_OFFLINE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            with pytest.raises(DownloadError, match="not in the cache"):
+                models.resolve("hf:o/r")
+    assert hub.requests == []
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    for name in ("hf:o/r", "hf:o/r/x.gguf"):
+        with pytest.raises(DownloadError, match=r"cannot reach http://127\.0\.0\.1:1.*network"):
+            models.resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["only.gguf", "README.md"], "only.gguf"),
+        (
+            ["Phi-3-mini-4k-instruct-fp16.gguf", "Phi-3-mini-4k-instruct-q4.gguf"],
+            "Phi-3-mini-4k-instruct-q4.gguf",
+        ),
+        (["a.Q8_0.gguf", "a.Q6_K.gguf", "a.f32.gguf"], "a.Q6_K.gguf"),
+        (
+            ["Q4_0/m-00001-of-00002.gguf", "Q4_0/m-00002-of-00002.gguf", "m-f16.gguf"],
+            "Q4_0/m-00001-of-00002.gguf",
+        ),
+        (["m-Q4_0.gguf", "m-Q4_0_4_4.gguf"], "m-Q4_0.gguf"),
+        (["m.gguf", "m.imatrix.gguf", "mmproj-m.gguf"], "m.gguf"),
+    ],
+)
+def test_choice(files: list[str], expected: str) -> None:
+    assert choose(files, "hf:o/r") == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["README.md"], "has no GGUF file"),
+        (["model.safetensors"], "has no GGUF file.*safetensors"),
+        (["a-F16.gguf", "a-F32.gguf"], "name one: hf:o/r/a-F16.gguf, hf:o/r/a-F32.gguf"),
+        (["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "name one"),
+    ],
+)
+def test_no_clear_choice(files: list[str], said: str) -> None:
+    with pytest.raises(NotFoundError, match=said):
+        choose(files, "hf:o/r")
