@@ -1,7 +1,7 @@
 // Eight floats of AVX2 for linear_f32.h.
 #pragma once
 
-#include <immintrin.h>
+#include "kernels/intrinsics.h"
 
 #include "core/compiler.h"
 

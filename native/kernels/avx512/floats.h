@@ -1,8 +1,6 @@
 // Sixteen floats of AVX-512 for linear_f32.h.
 #pragma once
 
-#include <immintrin.h>
-
 #include "kernels/avx2/floats.h"
 
 namespace nybble {

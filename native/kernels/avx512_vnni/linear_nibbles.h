@@ -1,0 +1,219 @@
+// Integer dot products of the encodings with 32 elements a block and nibbles in 16 bytes: q4_0,
+// q4_1, q5_0, q5_1, iq4_nl, mxfp4.
+//
+// Four blocks (128 weights) go together. Their 64 bytes of nibbles fill one register, 16 bytes a
+// block, so the low nibbles are the first halves of the four blocks and the high ones the second
+// halves; the activations are shuffled to match. Both products of a block end in the same four
+// lanes. Scales are fetched and multiplied for 16 blocks at a time and spread by a permutation.
+//
+// Signed weights are stored with an offset; the product starts from -offset * (sum of activations),
+// so it is exact.
+#pragma once
+
+#include "kernels/avx512_vnni/rows.h"
+#include "kernels/avx512_vnni/strided.h"
+#include "kernels/float_formats.h"
+#include "kernels/iq_grids.h"
+
+namespace nybble {
+namespace {
+
+// `Format` gives: bytes of a block, `packed` = where its nibbles start, offset, has_minimum,
+// weights(low or high nibbles) -> unsigned bytes, fifth bits, and the scales of 16 blocks.
+template <typename Format>
+struct NibbleKernel {
+    template <int R, int M>
+    static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
+                                                __m512 (&sums)[R][M]) {
+        const int64_t blocks = x.columns / 32;
+        int64_t b = 0;
+        for (; b + 16 <= blocks; b += 16) chunk<R, M, true>(weight, stride, x, b, 16, sums);
+        if (b < blocks) chunk<R, M, false>(weight, stride, x, b, blocks - b, sums);
+    }
+
+private:
+    // `count` blocks from block b on.
+    template <int R, int M, bool all>
+    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
+                                           int64_t count, __m512 (&sums)[R][M]) {
+        __m512 scales[R][M];
+        __m512 x_scales[M];
+        __m512 x_sums[M];
+        const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
+        for (int j = 0; j < M; ++j) {
+            x_scales[j] = _mm512_maskz_loadu_ps(present, x.scales + j * (x.columns / 32) + b);
+            if (Format::has_minimum) x_sums[j] = block_sums<all>(x.sums + j * (x.columns / 16) + 2 * b, count);
+        }
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * Format::bytes;
+            const __m512i words = Strided<Format::bytes>::template load<all>(row, count);
+            const __m512 scale = Format::scales(words);
+            for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
+            if (Format::has_minimum) {
+                const __m512 minimum = floats_from_low_f16(_mm512_srli_epi32(words, 16));
+                for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);
+            }
+        }
+        __m512i lanes = lanes_by_four();
+        for (int64_t g = 0; g < count; g += 4) {
+            const uint8_t* blocks = weight + (b + g) * Format::bytes;
+            const int8_t* values = x.values + 32 * (b + g);
+            if (all || count - g >= 4) {
+                four_blocks<R, M, true>(blocks, stride, values, x.columns, 4, lanes, scales, sums);
+            } else {
+                four_blocks<R, M, false>(blocks, stride, values, x.columns, count - g, lanes, scales, sums);
+            }
+            lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4));
+        }
+    }
+
+    // Sums over whole blocks from those over half blocks.
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE __m512 block_sums(const float* halves, int64_t count) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        const uint32_t present = all ? 0xffffffffu : static_cast<uint32_t>((uint64_t{1} << (2 * count)) - 1);
+        const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present), halves);
+        const __m512 c = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present >> 16), halves + 16);
+        return _mm512_add_ps(_mm512_permutex2var_ps(a, even, c), _mm512_permutex2var_ps(a, odd, c));
+    }
+
+    template <int R, int M, bool all>
+    static NYBBLE_ALWAYS_INLINE void four_blocks(const uint8_t* blocks, size_t stride, const int8_t* values,
+                                                 int64_t columns, int64_t count, __m512i lanes,
+                                                 const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
+        __m512i x_low[M];
+        __m512i x_high[M];
+        __m512i start[M];
+        for (int j = 0; j < M; ++j) {
+            const int8_t* p = values + j * columns;
+            const __m512i first = all ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask_of(32 * count), p);
+            const __m512i second =
+                all ? _mm512_loadu_si512(p + 64) : _mm512_maskz_loadu_epi8(mask_of(32 * count - 64), p + 64);
+            x_low[j] = _mm512_shuffle_i64x2(first, second, 0x88);
+            x_high[j] = _mm512_shuffle_i64x2(first, second, 0xdd);
+            start[j] = _mm512_setzero_si512();
+            if (Format::offset) {
+                const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
+                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j]);
+                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_high[j]);
+                start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
+            prefetch(row + static_cast<size_t>(R) * stride);
+            const __m512i packed = load_packed<all>(row + Format::packed, count);
+            const __m512i nibble = _mm512_set1_epi8(0x0f);
+            __m512i low = _mm512_and_si512(packed, nibble);
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+            Format::template finish<all>(row, count, low, high);
+            for (int j = 0; j < M; ++j) {
+                __m512i product = _mm512_dpbusd_epi32(start[j], low, x_low[j]);
+                product = _mm512_dpbusd_epi32(product, high, x_high[j]);
+                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(lanes, scales[r][j]),
+                                             sums[r][j]);
+            }
+        }
+    }
+
+    static NYBBLE_ALWAYS_INLINE __mmask64 mask_of(int64_t bytes) { return Strided<Format::bytes>::bytes_mask(bytes); }
+
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE __m512i load_packed(const uint8_t* p, int64_t count) {
+        const __m128i zero = _mm_setzero_si128();
+        __m512i v = _mm512_castsi128_si512(load_16(p));
+        v = _mm512_inserti32x4(v, all || count > 1 ? load_16(p + Format::bytes) : zero, 1);
+        v = _mm512_inserti32x4(v, all || count > 2 ? load_16(p + 2 * Format::bytes) : zero, 2);
+        return _mm512_inserti32x4(v, all || count > 3 ? load_16(p + 3 * Format::bytes) : zero, 3);
+    }
+
+    static NYBBLE_ALWAYS_INLINE __m128i load_16(const uint8_t* p) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    }
+};
+
+struct PlainNibbles {
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE void finish(const uint8_t*, int64_t, __m512i&, __m512i&) {}
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return floats_from_low_f16(words); }
+};
+
+struct NibblesQ4_0 : PlainNibbles {
+    static constexpr int bytes = 18, packed = 2, offset = 8;
+    static constexpr bool has_minimum = false;
+};
+
+struct NibblesQ4_1 : PlainNibbles {
+    static constexpr int bytes = 20, packed = 4, offset = 0;
+    static constexpr bool has_minimum = true;
+};
+
+// Fifth bits: the first halves of four blocks make one mask of 64 bits, the second halves another.
+template <int high_bits, int block_bytes>
+struct FiveBits {
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE void finish(const uint8_t* row, int64_t count, __m512i& low, __m512i& high) {
+        const __m512i sixteen = _mm512_set1_epi8(16);
+        low = _mm512_mask_add_epi8(low, bits<all>(row + high_bits, count), low, sixteen);
+        high = _mm512_mask_add_epi8(high, bits<all>(row + high_bits + 2, count), high, sixteen);
+    }
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE __mmask64 bits(const uint8_t* p, int64_t count) {
+        uint64_t mask = read_u16(p);
+        if (all || count > 1) mask |= static_cast<uint64_t>(read_u16(p + block_bytes)) << 16;
+        if (all || count > 2) mask |= static_cast<uint64_t>(read_u16(p + 2 * block_bytes)) << 32;
+        if (all || count > 3) mask |= static_cast<uint64_t>(read_u16(p + 3 * block_bytes)) << 48;
+        return mask;
+    }
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return floats_from_low_f16(words); }
+};
+
+struct NibblesQ5_0 : FiveBits<2, 22> {
+    static constexpr int bytes = 22, packed = 6, offset = 16;
+    static constexpr bool has_minimum = false;
+};
+
+struct NibblesQ5_1 : FiveBits<4, 24> {
+    static constexpr int bytes = 24, packed = 8, offset = 0;
+    static constexpr bool has_minimum = true;
+};
+
+// A 16-entry table of unsigned bytes: the code's level plus `offset`.
+NYBBLE_ALWAYS_INLINE __m512i look_up(const int8_t* levels, int offset, __m512i codes) {
+    const __m128i table = _mm_add_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(levels)),
+                                       _mm_set1_epi8(static_cast<char>(offset)));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes);
+}
+
+struct NibblesIQ4NL : PlainNibbles {
+    static constexpr int bytes = 18, packed = 2, offset = 128;
+    static constexpr bool has_minimum = false;
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE void finish(const uint8_t*, int64_t, __m512i& low, __m512i& high) {
+        low = look_up(grids::kvalues_iq4nl, offset, low);
+        high = look_up(grids::kvalues_iq4nl, offset, high);
+    }
+};
+
+struct NibblesMXFP4 {
+    static constexpr int bytes = 17, packed = 1, offset = 12;
+    static constexpr bool has_minimum = false;
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE void finish(const uint8_t*, int64_t, __m512i& low, __m512i& high) {
+        low = look_up(grids::kvalues_mxfp4, offset, low);
+        high = look_up(grids::kvalues_mxfp4, offset, high);
+    }
+    // 2^(e - 128); e below 2 makes a subnormal number (float_from_e8m0_half).
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) {
+        const __m512i one = _mm512_set1_epi32(1);
+        const __m512i e = _mm512_and_si512(words, _mm512_set1_epi32(0xff));
+        const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
+        const __m512i subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+        const __mmask16 small = _mm512_cmple_epu32_mask(e, one);
+        return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, small, subnormal));
+    }
+};
+
+}  // namespace
+}  // namespace nybble

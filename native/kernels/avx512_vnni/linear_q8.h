@@ -1,0 +1,86 @@
+// Integer dot products of q8_0: two blocks (64 weights) a register.
+//
+// Weights are made unsigned by adding 128 (flipping the top bit); the product starts from -128 times
+// the sum of the activations, so it is exact.
+#pragma once
+
+#include "kernels/avx512_vnni/rows.h"
+#include "kernels/avx512_vnni/strided.h"
+
+namespace nybble {
+namespace {
+
+struct KernelQ8_0 {
+    static constexpr int bytes = 34;
+
+    template <int R, int M>
+    static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
+                                                __m512 (&sums)[R][M]) {
+        const int64_t blocks = x.columns / 32;
+        int64_t b = 0;
+        for (; b + 16 <= blocks; b += 16) chunk<R, M, true>(weight, stride, x, b, 16, sums);
+        if (b < blocks) chunk<R, M, false>(weight, stride, x, b, blocks - b, sums);
+    }
+
+private:
+    template <int R, int M, bool all>
+    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
+                                           int64_t count, __m512 (&sums)[R][M]) {
+        __m512 scales[R][M];
+        __m512 x_scales[M];
+        const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
+        for (int j = 0; j < M; ++j) {
+            x_scales[j] = _mm512_maskz_loadu_ps(present, x.scales + j * (x.columns / 32) + b);
+        }
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * bytes;
+            const __m512 scale = floats_from_low_f16(Strided<bytes>::load<all>(row, count));
+            for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
+        }
+        __m512i lanes = lanes_by_eight();
+        for (int64_t g = 0; g < count; g += 2) {
+            const uint8_t* blocks = weight + (b + g) * bytes;
+            const int8_t* values = x.values + 32 * (b + g);
+            if (all || count - g >= 2) {
+                two_blocks<R, M, true>(blocks, stride, values, x.columns, lanes, scales, sums);
+            } else {
+                two_blocks<R, M, false>(blocks, stride, values, x.columns, lanes, scales, sums);
+            }
+            lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
+        }
+    }
+
+    template <int R, int M, bool all>
+    static NYBBLE_ALWAYS_INLINE void two_blocks(const uint8_t* blocks, size_t stride, const int8_t* values,
+                                                int64_t columns, __m512i lanes, const __m512 (&scales)[R][M],
+                                                __m512 (&sums)[R][M]) {
+        const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
+        __m512i v[M];
+        __m512i start[M];
+        for (int j = 0; j < M; ++j) {
+            v[j] = all ? _mm512_loadu_si512(values + j * columns)
+                       : _mm512_zextsi256_si512(load_32(values + j * columns));
+            start[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, v[j]);
+            start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
+        }
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
+            prefetch(row + static_cast<size_t>(R) * stride);
+            const __m256i first = load_32(row + 2);
+            const __m512i both = all ? _mm512_inserti64x4(_mm512_castsi256_si512(first), load_32(row + bytes + 2), 1)
+                                     : _mm512_zextsi256_si512(first);
+            const __m512i w = _mm512_xor_si512(both, top);
+            for (int j = 0; j < M; ++j) {
+                const __m512 product = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start[j], w, v[j]));
+                sums[r][j] = _mm512_fmadd_ps(product, _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
+            }
+        }
+    }
+
+    static NYBBLE_ALWAYS_INLINE __m256i load_32(const void* p) {
+        return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    }
+};
+
+}  // namespace
+}  // namespace nybble

@@ -1,0 +1,80 @@
+// What the integer dot products of this level share: the loop over weight rows and activation rows.
+//
+// A Kernel accumulates R weight rows times M activation rows in R x M registers of 16 floats:
+//
+//   template <int R, int M> static void accumulate(weight, stride, x, __m512 (&sums)[R][M])
+//
+// Each (row, activation row) pair goes through the same operations for any R and M, so a result
+// does not depend on how many of either are done together.
+#pragma once
+
+#include "kernels/avx512/floats.h"
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+
+namespace nybble {
+namespace {
+
+// Activation rows from some row on: pointers as in Int8Rows.
+struct Activations {
+    const int8_t* values;
+    const float* scales;
+    const float* sums;
+    int64_t columns;
+};
+
+NYBBLE_ALWAYS_INLINE Activations from_row(const Int8Rows& x, int64_t row) {
+    return {x.values + row * x.columns, x.scales + row * (x.columns / 32), x.sums + row * (x.columns / 16), x.columns};
+}
+
+NYBBLE_ALWAYS_INLINE void prefetch(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+}
+
+template <typename Kernel, int R, int M>
+NYBBLE_ALWAYS_INLINE void linear_rows(const uint8_t* weight, size_t stride, const Activations& x, float* y,
+                                      int64_t y_stride) {
+    __m512 sums[R][M];
+    for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < M; ++j) sums[r][j] = _mm512_setzero_ps();
+    }
+    Kernel::template accumulate<R, M>(weight, stride, x, sums);
+    for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < M; ++j) y[j * y_stride + r] = sum_of(sums[r][j]);
+    }
+}
+
+template <typename Kernel>
+void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
+                 int64_t y_stride) {
+    for_activation_rows(m, [&](auto count, int64_t first) {
+        constexpr int M = decltype(count)::value;
+        constexpr int R = M <= 2 ? 4 : 2;  // at most 8 accumulators
+        const Activations activations = from_row(x, first);
+        float* out = y + first * y_stride;
+        int64_t r = 0;
+        for (; r + R <= rows; r += R) {
+            linear_rows<Kernel, R, M>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+        }
+        for (; r < rows; ++r) {
+            linear_rows<Kernel, 1, M>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+        }
+    });
+}
+
+// The low (f16) halves of 16 words, as floats.
+NYBBLE_ALWAYS_INLINE __m512 floats_from_low_f16(__m512i words) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+}
+
+// 0, 0, 0, 0, 1, 1, 1, 1, ...: with it a permutation spreads 4 scales over the 16 lanes of a product.
+NYBBLE_ALWAYS_INLINE __m512i lanes_by_four() {
+    return _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+}
+
+NYBBLE_ALWAYS_INLINE __m512i lanes_by_eight() {
+    return _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+}
+
+}  // namespace
+}  // namespace nybble

@@ -1,0 +1,258 @@
+// Checks the weight kernels of every instruction set that this machine has: each against the scalar
+// description of its blocks, results that do not depend on how rows are grouped, and no byte read
+// beyond the weights. Exit code 0 means all is well.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "core/encoding.h"
+#include "kernels/encoding_kernels.h"
+
+using namespace nybble;
+
+namespace {
+
+int failures = 0;
+
+void check(bool ok, const std::string& what) {
+    if (ok) return;
+    ++failures;
+    std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// Bytes that end where the readable memory ends, so that reading past them crashes (on Linux).
+class GuardedBytes {
+public:
+    explicit GuardedBytes(size_t size) : size_(size) {
+#if defined(__linux__)
+        const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        const size_t data = (size + page - 1) / page * page;
+        mapped_ = data + page;
+        base_ = static_cast<uint8_t*>(
+            mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (base_ == MAP_FAILED || mprotect(base_ + data, page, PROT_NONE) != 0) std::abort();
+        data_ = base_ + data - size;
+#else
+        base_ = data_ = static_cast<uint8_t*>(std::malloc(size));
+#endif
+    }
+    ~GuardedBytes() {
+#if defined(__linux__)
+        munmap(base_, mapped_);
+#else
+        std::free(base_);
+#endif
+    }
+    GuardedBytes(const GuardedBytes&) = delete;
+    GuardedBytes& operator=(const GuardedBytes&) = delete;
+    uint8_t* data() const { return data_; }
+    size_t size() const { return size_; }
+
+private:
+    size_t size_;
+    size_t mapped_ = 0;
+    uint8_t* base_;
+    uint8_t* data_;
+};
+
+std::mt19937 generator(20240607);
+
+uint32_t random_bits() { return static_cast<uint32_t>(generator()); }
+
+// Where float16 scales stand in a block.
+std::vector<int> half_positions(Encoding encoding) {
+    switch (encoding) {
+        case Encoding::q4_1:
+        case Encoding::q5_1:
+        case Encoding::q4_k:
+        case Encoding::q5_k: return {0, 2};
+        case Encoding::q2_k: return {80, 82};
+        case Encoding::q3_k: return {108};
+        case Encoding::q6_k: return {208};
+        case Encoding::tq1_0: return {52};
+        case Encoding::tq2_0: return {64};
+        case Encoding::mxfp4:
+        case Encoding::nvfp4:
+        case Encoding::q8_k:
+        case Encoding::iq1_m: return {};
+        case Encoding::f16: return {0};
+        default: return {0};
+    }
+}
+
+// Random blocks whose scales are finite and of moderate size, either sign.
+void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
+    const EncodingInfo& info = encoding_info(encoding);
+    for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(random_bits() >> 11);
+    if (encoding == Encoding::f32) {
+        std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+        for (size_t i = 0; i + 4 <= size; i += 4) {
+            const float value = uniform(generator);
+            std::memcpy(bytes + i, &value, 4);
+        }
+        return;
+    }
+    if (encoding == Encoding::bf16) {
+        for (size_t i = 1; i < size; i += 2) bytes[i] = static_cast<uint8_t>((bytes[i] & 0x80) | 0x3e);
+        return;
+    }
+    for (size_t i = 0; i < size; i += static_cast<size_t>(info.block_bytes)) {
+        uint8_t* block = bytes + i;
+        for (int position : half_positions(encoding)) {
+            const uint16_t half = static_cast<uint16_t>((random_bits() & 0x83ff) | 0x2000 | (random_bits() & 0x0c00));
+            std::memcpy(block + position, &half, 2);
+        }
+        if (encoding == Encoding::mxfp4) block[0] = static_cast<uint8_t>(110 + random_bits() % 16);
+        if (encoding == Encoding::nvfp4) {
+            for (int g = 0; g < 4; ++g) block[g] = static_cast<uint8_t>(block[g] & 0x3f);
+        }
+        if (encoding == Encoding::iq1_m) block[55] = static_cast<uint8_t>((block[55] & 0x0f) | 0x20);
+        if (encoding == Encoding::q8_k) {
+            const float d = 0.01f;
+            std::memcpy(block, &d, 4);
+        }
+    }
+}
+
+struct Activations {
+    std::vector<int8_t> storage;
+    std::vector<float> scales, sums, values;  // values: float [m][columns]
+    Int8Rows rows{};
+
+    Activations(int64_t m, int64_t columns) : storage(static_cast<size_t>(m * columns) + 64) {
+        int8_t* aligned = storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
+        for (int64_t i = 0; i < m * columns / 32; ++i) {
+            const float scale = std::ldexp(1.0f + static_cast<float>(random_bits() % 1000) / 1000.0f, -6);
+            scales.push_back(scale);
+            for (int half = 0; half < 2; ++half) {
+                int sum = 0;
+                for (int k = 0; k < 16; ++k) {
+                    const int8_t value = static_cast<int8_t>(static_cast<int>(random_bits() % 255) - 127);
+                    aligned[32 * i + 16 * half + k] = value;
+                    sum += value;
+                    values.push_back(scale * static_cast<float>(value));
+                }
+                sums.push_back(scale * static_cast<float>(sum));
+            }
+        }
+        rows = {aligned, scales.data(), sums.data(), columns};
+    }
+};
+
+bool same_bits(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
+
+void check_dequantize(Isa isa, Encoding encoding) {
+    const EncodingInfo& info = encoding_info(encoding);
+    const EncodingKernels& kernels = encoding_kernels(isa)[static_cast<int>(encoding)];
+    const EncodingKernels& reference = encoding_kernels_portable()[static_cast<int>(encoding)];
+    const std::string what = std::string(isa_name(isa)) + " " + info.name;
+    for (int64_t blocks : {1, 2, 3, 5, 16, 67}) {
+        const int64_t n = blocks * info.block_size;
+        GuardedBytes bytes(static_cast<size_t>(blocks * info.block_bytes));
+        fill_blocks(encoding, bytes.data(), bytes.size());
+        std::vector<float> expected(static_cast<size_t>(n));
+        GuardedBytes out(static_cast<size_t>(n) * 4);
+        reference.dequantize_f32(bytes.data(), expected.data(), n);
+        kernels.dequantize_f32(bytes.data(), reinterpret_cast<float*>(out.data()), n);
+        check(same_bits(out.data(), expected.data(), out.size()), what + ": dequantize_f32");
+        if (!kernels.dequantize_bf16) continue;
+        std::vector<uint16_t> expected16(static_cast<size_t>(n));
+        GuardedBytes out16(static_cast<size_t>(n) * 2);
+        reference.dequantize_bf16(bytes.data(), expected16.data(), n);
+        kernels.dequantize_bf16(bytes.data(), reinterpret_cast<uint16_t*>(out16.data()), n);
+        check(same_bits(out16.data(), expected16.data(), out16.size()), what + ": dequantize_bf16");
+    }
+}
+
+// Both products, for one shape, against double precision; then row by row, which must give the same bits.
+void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int64_t m) {
+    const EncodingInfo& info = encoding_info(encoding);
+    const EncodingKernels& kernels = encoding_kernels(isa)[static_cast<int>(encoding)];
+    const std::string what = std::string(isa_name(isa)) + " " + info.name + " " + std::to_string(rows) + "x" +
+                             std::to_string(columns) + " m=" + std::to_string(m);
+    const size_t stride = row_bytes(encoding, columns);
+    GuardedBytes weight(stride * static_cast<size_t>(rows));
+    fill_blocks(encoding, weight.data(), weight.size());
+    std::vector<float> w(static_cast<size_t>(rows * columns));
+    encoding_kernels_portable()[static_cast<int>(encoding)].dequantize_f32(weight.data(), w.data(), rows * columns);
+    const Activations x(m, columns);
+
+    const int64_t y_stride = rows + 3;
+    for (int integer = 0; integer < 2; ++integer) {
+        if (integer && !kernels.linear_int8) continue;
+        const auto run = [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
+            const uint8_t* from = weight.data() + stride * static_cast<size_t>(row);
+            if (integer) {
+                const Int8Rows part{x.rows.values + first * columns, x.rows.scales + first * columns / 32,
+                                    x.rows.sums + first * columns / 16, columns};
+                kernels.linear_int8(from, stride, row_count, part, count, y, y_stride);
+            } else {
+                kernels.linear_f32(from, stride, row_count, x.values.data() + first * columns, columns, columns, count,
+                                   y, y_stride);
+            }
+        };
+        std::vector<float> y(static_cast<size_t>(m * y_stride), -7.0f);
+        run(0, rows, 0, m, y.data());
+        double worst = 0.0;
+        for (int64_t j = 0; j < m; ++j) {
+            for (int64_t r = 0; r < rows; ++r) {
+                double sum = 0.0;
+                double magnitude = 0.0;
+                for (int64_t c = 0; c < columns; ++c) {
+                    const double product = static_cast<double>(w[static_cast<size_t>(r * columns + c)]) *
+                                           static_cast<double>(x.values[static_cast<size_t>(j * columns + c)]);
+                    sum += product;
+                    magnitude += std::fabs(product);
+                }
+                const double error = std::fabs(static_cast<double>(y[static_cast<size_t>(j * y_stride + r)]) - sum);
+                worst = std::isfinite(error) ? std::max(worst, error / magnitude) : HUGE_VAL;
+            }
+            check(y[static_cast<size_t>(j * y_stride + rows)] == -7.0f, what + ": wrote beyond its rows");
+        }
+        // A few float32 roundings of the sum of magnitudes.
+        check(worst < 2e-6, what + (integer ? ": linear_int8" : ": linear_f32") + " error " + std::to_string(worst));
+        bool same = true;
+        for (int64_t j = 0; j < m; ++j) {
+            for (int64_t r = 0; r < rows; ++r) {
+                float alone = 0.0f;
+                run(r, 1, j, 1, &alone);
+                same = same && same_bits(&alone, &y[static_cast<size_t>(j * y_stride + r)], 4);
+            }
+        }
+        check(same, what + (integer ? ": linear_int8" : ": linear_f32") + " depends on the grouping of rows");
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (int e = 0; e < static_cast<int>(Encoding::count); ++e) {
+        const Encoding encoding = static_cast<Encoding>(e);
+        check(encoding_from_name(encoding_info(encoding).name) == encoding, "encoding_from_name");
+    }
+    check(encoding_from_name("q9_9") == Encoding::count, "an unknown name");
+    for (Isa isa : available_isas()) {
+        for (int e = 0; e < static_cast<int>(Encoding::count); ++e) {
+            const Encoding encoding = static_cast<Encoding>(e);
+            const int64_t block = encoding_info(encoding).block_size;
+            check_dequantize(isa, encoding);
+            for (int64_t blocks : {1, 2, 3, 4, 5, 15, 16, 18, 19}) {
+                const int64_t columns = block < 32 ? 32 * blocks : block * blocks;
+                for (int64_t m : {1, 2, 3, 4, 6}) check_linear(isa, encoding, 1 + random_bits() % 7, columns, m);
+            }
+        }
+        std::printf("%s done\n", isa_name(isa));
+    }
+    if (failures) std::fprintf(stderr, "%d checks failed\n", failures);
+    return failures ? 1 : 0;
+}
