@@ -57,7 +57,7 @@ def load(
 
     path = resolve(os.fspath(name_or_path), progress=progress, offline=offline)
     started = perf_counter()
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     return _model(
         checkpoint,
         started,
@@ -80,8 +80,13 @@ def from_checkpoint(
     )
 
 
-def _read(path: Path) -> Checkpoint:
-    """The checkpoint of a file, by its first bytes."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint of a file, by its first bytes; the file is mapped and no weight is read.
+
+    Raises:
+        FormatError: the file is damaged.
+        UnsupportedError: a format or an architecture that nybble does not know.
+    """
     if path.is_file():
         with path.open("rb") as file:
             magic = file.read(4)
