@@ -17,7 +17,9 @@ from nybble.formats.fields import Fields
 from nybble.formats.gguf.config import read_config
 from nybble.formats.gguf.names import canonical_name
 from nybble.formats.gguf.reader import GGUFFile
+from nybble.text.tokenizer import GGUFTokenizerSource
 
+_TOKENIZER = "tokenizer.ggml.model"
 _TEMPLATE = "tokenizer.chat_template"
 
 
@@ -71,7 +73,7 @@ def gguf_checkpoint(file: GGUFFile) -> Checkpoint:
     return Checkpoint(
         config=config,
         tensors=CanonicalTensors(config.architecture, file.tensors),
-        tokenizer=None,
+        tokenizer=GGUFTokenizerSource(file.metadata) if _TOKENIZER in file.metadata else None,
         chat_template=template,
         chat_templates=named,
         metadata=file.metadata,
