@@ -14,13 +14,14 @@ from nybble.errors import TemplateError, UnsupportedError
 from nybble.generate.dry import breaker_tokens
 from nybble.generate.generation import Generation, Stream
 from nybble.generate.options import GenerationOptions
-from nybble.generate.prompt import Message, Render, Tokenizer, encode_chat
+from nybble.generate.prompt import Message, Render, encode_chat, encode_text
 from nybble.generate.reply import Reply
 from nybble.generate.runner import Runner
 
 if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
     from nybble.checkpoint.config import ModelConfig
+    from nybble.text.tokenizer import Tokenizer
 
 __all__ = ["Generation", "GenerationOptions", "Message", "Model", "Reply", "Stream"]
 
@@ -85,8 +86,7 @@ class Model:
         """Continue a text: an iterator over pieces of all choices with tokens and log-probabilities."""
         options = {"max_tokens": self.defaults.max_tokens or RAW_MAX_TOKENS, **options}
         if isinstance(prompt, str):
-            # As a user writes it: <|im_end|> in raw text is the token.
-            tokens = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
+            tokens = encode_text(self.tokenizer, prompt)
         else:
             tokens = [int(token) for token in prompt]
         return self._generation(tokens, self.defaults.updated(options))
@@ -198,7 +198,8 @@ class Model:
             tokens,
             options,
             decoder=_NoText if tokenizer is None else tokenizer.decoder,
-            end_tokens=() if tokenizer is None else tokenizer.end_ids,
+            end_tokens=() if tokenizer is None else tokenizer.eos_ids,
+            vocab_size=None if tokenizer is None else tokenizer.vocab_size,
             breakers=self._breakers(options),
             load_seconds=self.load_seconds,
         )
@@ -208,7 +209,9 @@ class Model:
             return ()
         breakers = options.dry_sequence_breakers
         if breakers not in self._breaker_ids:
-            self._breaker_ids[breakers] = breaker_tokens(self.tokenizer.pieces(), breakers)
+            tokenizer = self.tokenizer
+            pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+            self._breaker_ids[breakers] = breaker_tokens(pieces, breakers)
         return self._breaker_ids[breakers]
 
 

@@ -10,6 +10,9 @@ import threading
 import numpy as np
 
 from nybble.errors import Cancelled, ContextLengthError, OutOfMemoryError
+from nybble.text.special import SpecialTokenSplitter
+from nybble.text.tokenizer import SpecialIds, Tokenizer
+from nybble.text.vocabulary import TokenType, Vocabulary
 
 
 class ToySequence:
@@ -43,8 +46,6 @@ class ToySequence:
 
 
 class ToySession:
-    """``script``: tokens to prefer after the prompt's end, whatever the prompt; None: by hash."""
-
     def __init__(self, vocab_size=64, context_length=64, sharpness=1.0):
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -53,7 +54,7 @@ class ToySession:
         """The numbers of new tokens of each forward call, a tuple a call."""
         self.open_sequences = 0
         self.before_forward = None
-        self.memory_tokens = None
+        self.most_sequences = None
         self.closed = False
         self._cancel = threading.Event()
         self._inside = threading.Lock()
@@ -79,7 +80,7 @@ class ToySession:
                 assert len(item.tokens) > 0
                 if item.sequence.length + len(item.tokens) > self.context_length:
                     raise ContextLengthError("too long")
-            if self.memory_tokens is not None and self.open_sequences > self.memory_tokens:
+            if self.most_sequences is not None and self.open_sequences > self.most_sequences:
                 raise OutOfMemoryError("too many sequences")
             if self.before_forward is not None:
                 self.before_forward(self)
@@ -108,16 +109,48 @@ class ToySession:
         self.closed = True
 
 
-class ToyDecoder:
-    """Bytes of UTF-8: token t is byte t % 256; gives whole characters only."""
+# -- text -----------------------------------------------------------------------------------------
 
+CONTROL = ("<bos>", "<end>", "<user>", "<bot>", "<system>")
+BOS, END, USER, BOT, SYSTEM = range(256, 261)
+TEXT_VOCAB = 261
+
+
+class _ByteEncoder:
     def __init__(self):
-        import codecs
+        self._splitter = SpecialTokenSplitter([(name, 256 + i) for i, name in enumerate(CONTROL)])
 
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def encode(self, text, *, parse_special):
+        parts = self._splitter.split(text) if parse_special else [text]
+        ids = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else part.encode("utf-8")
+        return ids
 
-    def add(self, token):
-        return self._decoder.decode(bytes([token % 256]))
 
-    def finish(self):
-        return self._decoder.decode(b"", final=True)
+def toy_tokenizer():
+    """Tokens 0 to 255 are bytes, then come the control tokens."""
+    texts = [f"<0x{byte:02X}>" for byte in range(256)] + list(CONTROL)
+    types = np.array([TokenType.BYTE] * 256 + [TokenType.CONTROL] * len(CONTROL), dtype=np.uint8)
+    special = SpecialIds(bos=BOS, eos=frozenset({END}), main_eos=END)
+    return Tokenizer(Vocabulary(texts, types, "sentencepiece"), _ByteEncoder(), special, prefix=[BOS])
+
+
+def toy_template(messages, tools=None):
+    text = "".join(f"<{m['role']}>{m['content']}<end>".replace("<assistant>", "<bot>") for m in messages)
+    return (f"{len(tools)} tools" if tools else "") + text + "<bot>"
+
+
+class ScriptSession(ToySession):
+    """Prefers the text that ``answer(tokens)`` returns as token ids, then the end token."""
+
+    def __init__(self, answer, context_length=4096):
+        super().__init__(TEXT_VOCAB, context_length)
+        self.answer = answer
+
+    def row(self, tokens):
+        start = max((i for i, t in enumerate(tokens) if t in (BOT, BOS)), default=-1) + 1
+        script = [*self.answer(tokens[:start]), END]
+        row = np.zeros(TEXT_VOCAB, dtype=np.float32)
+        row[script[min(len(tokens) - start, len(script) - 1)]] = 30.0
+        return row

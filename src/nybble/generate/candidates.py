@@ -66,7 +66,8 @@ class Candidates:
     def probabilities(self) -> Floats:
         """Softmax over the candidates; float64."""
         weights = self.weights()
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
     def weights(self) -> Floats:
         """exp(logit - maximum): probabilities before they are divided by their sum; float64."""

@@ -101,15 +101,17 @@ class Dry:
             self._lengths = np.resize(self._lengths, capacity)
 
 
-def breaker_tokens(pieces: Sequence[str], breakers: Sequence[str]) -> list[int]:
-    """Ids of the tokens whose text (``pieces[id]``) contains a sequence breaker.
+def breaker_tokens(tokens: Iterable[bytes], breakers: Sequence[str]) -> list[int]:
+    """Ids of the tokens whose bytes (``tokens`` in order of id) contain a sequence breaker.
 
     Raises:
         ValueError: no token contains this breaker, so it could never act.
     """
+    pieces = list(tokens)
     found: set[int] = set()
     for breaker in breakers:
-        ids = [token for token, piece in enumerate(pieces) if breaker in piece]
+        sought = breaker.encode()
+        ids = [token for token, piece in enumerate(pieces) if sought in piece]
         if not ids:
             raise ValueError(
                 f"dry_sequence_breakers: no single token contains {breaker!r}; take a shorter string"

@@ -69,7 +69,8 @@ def top_n_sigma(candidates: Candidates, n: float) -> Candidates:
     if n <= 0.0:
         return candidates
     logits = candidates.logits
-    deviation = float(logits.std(dtype=np.float64))
+    with np.errstate(invalid="ignore"):
+        deviation = float(logits.std(dtype=np.float64))
     if not np.isfinite(deviation):
         deviation = float(logits[np.isfinite(logits)].std(dtype=np.float64))
     return candidates.take(logits >= candidates.maximum - n * deviation)

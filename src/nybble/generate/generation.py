@@ -30,7 +30,8 @@ class Generation(Iterator[Piece]):
 
     Closing it, leaving its ``with`` block or dropping it frees its cache and computes no more.
     ``decoder`` makes an incremental decoder for each choice, ``end_tokens`` end an answer,
-    ``breakers`` are DRY's sequence breakers.
+    ``breakers`` are DRY's sequence breakers. ``vocab_size``: tokens that the tokenizer knows; logits
+    beyond it pad the matrix and are never drawn.
 
     Raises:
         ValueError: the prompt is empty or holds a token id outside the vocabulary.
@@ -46,9 +47,14 @@ class Generation(Iterator[Piece]):
         decoder: Callable[[], TextDecoder],
         end_tokens: Collection[int] = (),
         breakers: Sequence[int] = (),
+        vocab_size: int | None = None,
         load_seconds: float = 0.0,
     ) -> None:
         runner.check(prompt)
+        known = runner.vocab_size if vocab_size is None else min(vocab_size, runner.vocab_size)
+        for token in options.stop_tokens:
+            if not 0 <= token < known:
+                raise ValueError(f"stop_tokens: token id {token} is not in the vocabulary of {known}")
         seed = randbits(63) if options.seed is None else options.seed
         writers = [
             Writer(
@@ -56,14 +62,14 @@ class Generation(Iterator[Piece]):
                 options,
                 Sampler(
                     options,
-                    vocab_size=runner.vocab_size,
+                    vocab_size=known,
                     history=prompt,
                     seed=seed,
                     index=index,
                     breakers=breakers,
                 ),
-                _after(decoder(), prompt[-1]),
-                end_tokens,
+                _after(decoder(), prompt[-1]) if prompt[-1] < known else decoder(),
+                [token for token in end_tokens if token < known],
             )
             for index in range(options.n)
         ]

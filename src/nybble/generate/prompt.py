@@ -1,13 +1,16 @@
-"""Prompts: from text or messages to tokens, and what generation needs of a tokenizer."""
+"""Prompts: from text or messages to the tokens that a generation starts from."""
 
 from __future__ import annotations
 
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from nybble.generate.writer import TextDecoder
+from nybble.text.vocabulary import TokenType
+
+if TYPE_CHECKING:
+    from nybble.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Render = Callable[..., str]
@@ -16,38 +19,13 @@ Render = Callable[..., str]
 _TRUSTED_ROLES = ("system", "developer", "assistant")
 
 
-class Tokenizer(Protocol):
-    """What generation needs of ``nybble.text``."""
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text to go on from, with the begin token that the model wants.
 
-    @property
-    def bos_id(self) -> int | None:
-        """The token that begins a text, if the model has one."""
-        ...
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether texts begin with it."""
-        ...
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        ...
-
-    @property
-    def control_texts(self) -> Sequence[str]:
-        """How the control tokens are written."""
-        ...
-
-    def encode(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def decoder(self) -> TextDecoder: ...
-
-    def pieces(self) -> Sequence[str]:
-        """The text of every token by itself."""
-        ...
+    Control tokens that are written out in it are tokens. No end token is added even where the model
+    wants one around a document: the text is not at its end.
+    """
+    return _begun(tokenizer, tokenizer.encode(text, add_special=False, parse_special=True))
 
 
 def encode_chat(
@@ -64,15 +42,24 @@ def encode_chat(
     encoded as plain text, so that a message cannot end its own turn or speak as the system. All
     other messages get exactly the tokens of the rendered text.
     """
-    shield = _Shield([] if trust_content else tokenizer.control_texts)
+    shield = _Shield([] if trust_content else control_texts(tokenizer))
     text = render([shield.message(message) for message in messages], tools=tools)
     tokens: list[int] = []
     for part, parse_special in shield.parts(text):
         tokens += tokenizer.encode(part, add_special=False, parse_special=parse_special)
-    bos = tokenizer.bos_id
-    if bos is not None and tokenizer.add_bos and tokens[:1] != [bos]:
-        tokens.insert(0, bos)
-    return tokens
+    return _begun(tokenizer, tokens)
+
+
+def control_texts(tokenizer: Tokenizer) -> list[str]:
+    """How the tokens that steer the model are written."""
+    vocabulary = tokenizer.vocabulary
+    return [vocabulary.texts[i] for i in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)]
+
+
+def _begun(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """The tokens with the model's begin tokens before them, unless they are there already."""
+    prefix = list(tokenizer.prefix)
+    return tokens if tokens[: len(prefix)] == prefix else prefix + tokens
 
 
 class _Shield:

@@ -103,10 +103,10 @@ class Runner:
         while True:
             with self._lock:
                 self._tidy()
-                if self._closed:
-                    raise NybbleError("the model is closed")
                 if job.cancelled:
                     raise Cancelled("the generation was cancelled")
+                if self._closed:
+                    raise NybbleError("the model is closed")
                 self._running = job
                 try:
                     return self._session.forward(batch)

@@ -22,6 +22,7 @@ from nybble.generate.penalties import penalize
 class Sampler:
     """Draws the tokens of one sequence.
 
+    ``vocab_size``: logits beyond it are padding and are ignored.
     ``history``: the prompt's tokens, which the penalties look at. ``index``: which of the ``n``
     completions this is; the random numbers depend on the seed and on it alone, never on what else
     is in the batch. ``breakers``: ids of DRY's sequence breakers.
@@ -38,9 +39,11 @@ class Sampler:
         breakers: Sequence[int] = (),
     ) -> None:
         self._options = options
+        self._vocab_size = vocab_size
         self._random = np.random.Generator(np.random.PCG64([seed, index]))
+        history = [token for token in history if token < vocab_size]
         self._bias = _bias_arrays(options, vocab_size)
-        self._recent: list[int] | None = list(history) if _penalizes(options) else None
+        self._recent: list[int] | None = history if _penalizes(options) else None
         self._dry: Dry | None = None
         if options.dry_multiplier > 0 and options.dry_penalty_last_n != 0:
             self._dry = Dry(
@@ -64,7 +67,7 @@ class Sampler:
         Raises:
             DeviceError: the logits hold NaN, or nothing but forbidden tokens.
         """
-        logits = self._adjust(logits, forbidden)
+        logits = self._adjust(logits[: self._vocab_size], forbidden)
         if self._options.greedy:
             token = int(logits.argmax())  # the first NaN, if there is one
             _check(logits[token])
@@ -82,7 +85,7 @@ class Sampler:
 
         XTC draws its random number here too.
         """
-        logits = self._adjust(logits, forbidden)
+        logits = self._adjust(logits[: self._vocab_size], forbidden)
         if self._options.greedy:
             return np.array([int(logits.argmax())]), np.ones(1)
         candidates, probabilities = self._distribution(logits)
