@@ -97,7 +97,7 @@ def test_too_long_for_the_context():
     [{"prefill": [], "decode": []}, {"prefill": [0]}, {"depths": [-1]}, {"depths": []}, {"repetitions": 0}],
 )
 def test_wrong_lengths(wrong):
-    with pytest.raises(ValueError, match="at least 1|nothing to measure"):
+    with pytest.raises(ValueError, match=r"at least 1|nothing to measure"):
         run(FakeSession(), **wrong)
 
 
