@@ -46,12 +46,13 @@ BOUNDARIES = sorted(
 
 
 class Seed:
-    """A seed file and where its counts, lengths, types, dimensions and offsets are."""
+    """A seed file and where its counts, lengths, types, numbers, dimensions and offsets are."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.order = "<" if data[4] in (2, 3) else ">"
         self.fields: list[tuple[int, int]] = [(4, 4), (8, 8), (16, 8)]  # offset, size
+        self.arrays: list[int] = []  # offsets of arrays: element type, count, elements
         self.at = 24
         tensors, keys = struct.unpack_from(self.order + "QQ", data, 8)
         for _ in range(keys):
@@ -77,11 +78,14 @@ class Seed:
         if kind == 8:
             self.string()
         elif kind == 9:
+            self.arrays.append(self.at)
             element, count = self.number(4), self.number(8)
             for _ in range(count):
                 self.value(element)
+        elif kind in (0, 1, 2, 3, 7):
+            self.at += 2 if kind in (2, 3) else 1
         else:
-            self.at += {0: 1, 1: 1, 2: 2, 3: 2, 7: 1, 10: 8, 11: 8, 12: 8}.get(kind, 4)
+            self.number(8 if kind >= 10 else 4)
 
 
 def damage(rng: random.Random, seeds: list[Seed]) -> bytes:
@@ -165,9 +169,16 @@ def splice(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -
     data[rng.randrange(len(data) + 1) :] = other[rng.randrange(len(other)) :]
 
 
+def deepen(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
+    """Puts an array into many arrays of one element."""
+    if seed.arrays:
+        at = seed.arrays[rng.randrange(len(seed.arrays))]
+        data[at:at] = struct.pack(seed.order + "IQ", 9, 1) * rng.choice((1, 6, 7, 8, 9, 1500))
+
+
 MUTATIONS = (
     set_field, set_field, set_field, set_field, flip_bits, set_byte, set_number, truncate, insert, delete,
-    double, splice,
+    double, splice, deepen,
 )  # fmt: skip
 
 
@@ -186,16 +197,16 @@ def look(data: bytes) -> bool:
     for value in file.metadata.values():
         look_at(value)
     end = 0
-    for name in file.tensors:
-        info = file.infos[name]
-        assert info.offset + info.nbytes <= len(data) and info.offset % file.alignment == 0, info
-        end += info.nbytes
+    for info in sorted(file.infos.values(), key=lambda info: info.offset):
+        assert info.offset >= end and info.offset % file.alignment == 0, info
+        end = info.offset + info.nbytes
+    assert end <= len(data)
+    for name, info in file.infos.items():
         try:
             tensor = file.tensors[name]
         except NybbleError:
             continue
         assert tensor.nbytes == info.nbytes and tensor.shape == info.shape
-    assert end <= len(data)
     file.close()
     return True
 
