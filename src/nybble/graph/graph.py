@@ -177,7 +177,12 @@ class GraphBuilder:
         return Value(self._values - 1, width)
 
     def _add(
-        self, operator: str, inputs: tuple[Value, ...], width: int, weights: tuple[str, ...], **attributes: Any
+        self,
+        operator: str,
+        inputs: tuple[Value, ...],
+        width: int,
+        weights: tuple[str, ...],
+        **attributes: Any,
     ) -> Value:
         output = self._value(width)
         self._nodes.append(Node(operator, inputs, (output,), weights, attributes))
