@@ -83,6 +83,15 @@ def test_the_rows_agree_with_the_kernels_header() -> None:
     assert set(kernels) <= set(ENCODINGS)
 
 
+def test_block_sizes_agree_with_the_native_table() -> None:
+    source = (ROOT / "native" / "core" / "encoding.cpp").read_text(encoding="utf-8")
+    rows = re.findall(r'\{"(\w+)", (\d+), (\d+)\}', source)
+    assert len(rows) > 20
+    for name, block_size, block_bytes in rows:
+        row = ENCODINGS[name]
+        assert (row.block_size, row.block_bytes) == (int(block_size), int(block_bytes)), name
+
+
 def test_the_codebook_header_is_up_to_date() -> None:
     script = ROOT / "native" / "kernels" / "make_iq_grids.py"
     subprocess.run([sys.executable, str(script), "--check"], check=True)
