@@ -1,8 +1,8 @@
 """Fixtures that many tests share: the real models.
 
 ``NYBBLE_TEST_MODELS`` names a folder with the GGUF files; without it SmolLM2 comes from nybble's
-cache, or is downloaded into it unless ``NYBBLE_OFFLINE`` is set. Where a model cannot be had its tests are skipped and
-say why; with ``NYBBLE_REQUIRE_MODELS=1`` they fail.
+cache, or is downloaded into it unless ``NYBBLE_OFFLINE`` is set. Where a model cannot be had its
+tests are skipped and say why; with ``NYBBLE_REQUIRE_MODELS=1`` they fail.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_refused(change, message):
 
 
 def test_unknown_option_suggests_the_closest():
-    with pytest.raises(TypeError, match="unknown generation option 'max_token'; did you mean max_tokens?"):
+    with pytest.raises(TypeError, match="unknown generation option 'max_token'; did you mean max_tokens"):
         GenerationOptions().updated({"max_token": 3})
     with pytest.raises(TypeError, match="options are max_tokens, min_tokens"):
         GenerationOptions().updated({"zzzzzz": 3})
