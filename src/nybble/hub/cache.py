@@ -245,5 +245,5 @@ def require_space(folder: Path, needed: int) -> None:
     if free < needed + 16 * 2**20:
         raise DownloadError(
             f"{folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
-            "make room (`nybble list`, `nybble list --remove NAME`) or set NYBBLE_CACHE to another disk"
+            "make room (`nybble list`, `nybble remove NAME`) or set NYBBLE_CACHE to another disk"
         )
