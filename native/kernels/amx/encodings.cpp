@@ -1,14 +1,29 @@
-// Weight kernels for machines with AMX, which also have AVX512_BF16 and AVX512_VBMI.
+// Weight kernels for machines with AMX, which also have AVX512_BF16: bfloat16 weights for the matrix
+// multiplication are rounded by the conversion instruction.
+//
+// That instruction takes subnormal numbers for zero, so it serves only encodings whose elements are
+// multiples of the smallest float16.
+#include "kernels/avx512/outputs.h"
 #include "kernels/encoding_kernels.h"
-
-#include <string.h>
 
 namespace nybble {
 namespace {
 
+struct AmxStoreBf16 {
+    using Element = uint16_t;
+    static NYBBLE_ALWAYS_INLINE void store(uint16_t* out, __m512 first, __m512 second) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(second, first);
+        memcpy(out, &both, sizeof both);
+    }
+};
+
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_avx512_vnni(), sizeof table.entries);
+    for_each_vector_block([&](auto vector, Encoding encoding) {
+        if (encoding == Encoding::mxfp4) return;
+        table[encoding].dequantize_bf16 = dequantize_vector<decltype(vector), Avx512Output<AmxStoreBf16>>;
+    });
     return table;
 }
 

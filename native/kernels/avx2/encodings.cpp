@@ -1,7 +1,8 @@
 // Weight kernels for AVX2 with FMA, F16C and BMI2.
 #include "kernels/encoding_kernels.h"
 #include "kernels/avx2/floats.h"
-#include "kernels/linear_f32.h"
+#include "kernels/avx2/outputs.h"
+#include "kernels/vector_table.h"
 
 namespace nybble {
 namespace {
@@ -9,7 +10,8 @@ namespace {
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_portable(), sizeof table.entries);
-    add_all_f32<Avx2Floats>(table);
+    add_vector_f32<Avx2Floats, Avx2Output<Avx2OutputF32>>(table);
+    add_vector_bf16<Avx2Output<Avx2OutputBf16>>(table);
     return table;
 }
 

@@ -1,7 +1,8 @@
 // Weight kernels for AVX-512 F, BW, DQ and VL.
 #include "kernels/encoding_kernels.h"
 #include "kernels/avx512/floats.h"
-#include "kernels/linear_f32.h"
+#include "kernels/avx512/outputs.h"
+#include "kernels/vector_table.h"
 
 namespace nybble {
 namespace {
@@ -9,7 +10,8 @@ namespace {
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_avx2(), sizeof table.entries);
-    add_all_f32<Avx512Floats>(table);
+    add_vector_f32<Avx512Floats, Avx512Output<Avx512StoreF32>>(table);
+    add_vector_bf16<Avx512Output<Avx512StoreBf16>>(table);
     return table;
 }
 
