@@ -1,0 +1,197 @@
+// The executor's walk over the plan, and its operators that touch each row once.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/executor.h"
+
+namespace nybble {
+
+Executor::Executor(Session& session, MicroBatch& batch) : session_(session), batch_(batch), floats_(*session.floats_) {}
+
+void Executor::prepare() {
+    const Plan& plan = session_.plan_;
+    int64_t floats = 0;
+    for (const Rope& rope : plan.ropes) {
+        rope_offset_.push_back(floats);
+        floats += batch_.rows() * 2 * rope.rotary_dim;
+    }
+    session_.shared_->rope.get(floats);
+
+    int64_t columns = 32;
+    for (const Op& op : plan.ops) {
+        if (const auto* linear = std::get_if<LinearOp>(&op.body)) {
+            columns = std::max(columns, linear->columns);
+        } else if (const auto* attention = std::get_if<AttentionOp>(&op.body)) {
+            plan_attention(*attention);
+        }
+    }
+    const int64_t rows = (batch_.rows() + 15) / 16 * 16;
+    if (session_.options_.precise) {
+        session_.shared_->floats.get(rows * columns);
+    } else if (session_.gemm_ != nullptr && rows > 1) {
+        session_.shared_->panel.get(rows * columns);
+    }
+    if (!session_.options_.precise) {
+        session_.shared_->int8_values.get(rows * columns);
+        session_.shared_->int8_scales.get(rows * columns / 32);
+        session_.shared_->int8_sums.get(rows * columns / 16);
+        session_.shared_->floats.get(rows * columns);
+    }
+    int64_t partial = 0;
+    for (const AttentionTasks& tasks : attention_) {
+        const int64_t group = tasks.shape.query_heads / tasks.shape.kv_heads;
+        partial = std::max(partial, tasks.partials * group * (tasks.shape.head_dim + 2));
+    }
+    session_.shared_->partial.get(partial);
+}
+
+void Executor::run() {
+    session_.pool_.run([](void* self, Worker& worker) { static_cast<Executor*>(self)->walk(worker); }, this);
+}
+
+void Executor::walk(Worker& worker) {
+    if (session_.gemm_ != nullptr) {
+        session_.gemm_->begin();
+    }
+    rope_tables(worker);
+    const int64_t all_rows = batch_.rows();
+    const int64_t selected_rows = static_cast<int64_t>(batch_.selected.size());
+    int step = 0;
+    for (const Op& op : session_.plan_.ops) {
+        const int64_t rows = op.selected ? selected_rows : all_rows;
+        if (rows == 0) {
+            continue;
+        }
+        std::visit(
+            [&](const auto& body) {
+                using Body = std::decay_t<decltype(body)>;
+                if constexpr (std::is_same_v<Body, EmbeddingOp>) {
+                    embedding(body, worker);
+                } else if constexpr (std::is_same_v<Body, NormOp>) {
+                    norm(body, rows, worker);
+                } else if constexpr (std::is_same_v<Body, LinearOp>) {
+                    linear(body, rows, worker);
+                } else if constexpr (std::is_same_v<Body, AttentionOp>) {
+                    attention(body, worker);
+                } else if constexpr (std::is_same_v<Body, ElementwiseOp>) {
+                    elementwise(body, rows, worker);
+                } else {
+                    select(body, worker);
+                }
+            },
+            op.body);
+        // One thread reads the flag and all act on what it saw: otherwise some would stop and the
+        // others wait for them at a barrier.
+        if (worker.index() == 0) {
+            stop_flags_[step & 1] = session_.cancel_.load(std::memory_order_relaxed);
+        }
+        worker.barrier();
+        if (stop_flags_[step & 1]) {
+            if (worker.index() == 0) {
+                stopped_ = true;
+            }
+            break;
+        }
+        ++step;
+    }
+    if (session_.gemm_ != nullptr) {
+        session_.gemm_->end();
+    }
+}
+
+void Executor::rope_tables(Worker& worker) {
+    const Plan& plan = session_.plan_;
+    const int64_t rows = batch_.rows();
+    for (size_t i = 0; i < plan.ropes.size(); ++i) {
+        const Rope& rope = plan.ropes[i];
+        float* table = session_.shared_->rope.data() + rope_offset_[i];
+        const int64_t half = rope.rotary_dim / 2;
+        for (int64_t row = worker.index(); row < rows; row += worker.count()) {
+            const int32_t set = batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])].rope_set;
+            const float factor = rope.attention_factor[set];
+            const float position = static_cast<float>(batch_.positions[static_cast<size_t>(row)]);
+            float* cosine = table + row * 2 * rope.rotary_dim;
+            float* sine = cosine + rope.rotary_dim;
+            for (int64_t j = 0; j < half; ++j) {
+                const float angle = position * rope.inverse_frequency[set][static_cast<size_t>(j)];
+                const float c = std::cos(angle) * factor;
+                const float s = std::sin(angle) * factor;
+                if (rope.interleaved) {
+                    cosine[2 * j] = c;
+                    cosine[2 * j + 1] = c;
+                    sine[2 * j] = -s;
+                    sine[2 * j + 1] = s;
+                } else {
+                    cosine[j] = c;
+                    cosine[j + half] = c;
+                    sine[j] = s;
+                    sine[j + half] = s;
+                }
+            }
+        }
+    }
+    worker.barrier();
+}
+
+void Executor::embedding(const EmbeddingOp& op, Worker& worker) {
+    const Weight& weight = session_.plan_.weights[static_cast<size_t>(op.weight)];
+    const EncodingKernels& kernels = session_.kernels(weight.encoding);
+    for (int64_t row = worker.index(); row < batch_.rows(); row += worker.count()) {
+        float* out = at(op.out, row);
+        const int64_t token = batch_.tokens[static_cast<size_t>(row)];
+        kernels.dequantize_f32(weight.data + static_cast<size_t>(token) * weight.stride, out, weight.columns);
+        if (op.scale != 1.0F) {
+            floats_.scale(out, op.scale, out, weight.columns);
+        }
+    }
+}
+
+void Executor::norm(const NormOp& op, int64_t rows, Worker& worker) {
+    for (int64_t row = worker.index(); row < rows; row += worker.count()) {
+        for (int64_t i = 0; i < op.width; i += op.group) {
+            floats_.rms_norm(at(op.in, row) + i, vector(op.norm.weight), at(op.out, row) + i, op.group, op.norm.eps,
+                             op.norm.offset);
+        }
+    }
+}
+
+void Executor::elementwise(const ElementwiseOp& op, int64_t rows, Worker& worker) {
+    // One row is cut among the threads: the last operators work on a whole vocabulary.
+    const int64_t block = 4096;
+    const int64_t blocks = (op.width + block - 1) / block;
+    for (int64_t task = worker.index(); task < rows * blocks; task += worker.count()) {
+        const int64_t row = task / blocks;
+        const int64_t first = task % blocks * block;
+        const int64_t n = std::min(block, op.width - first);
+        const float* a = at(op.a, row) + first;
+        float* out = at(op.out, row) + first;
+        switch (op.kind) {
+            case ElementwiseKind::add:
+                floats_.add(a, at(op.b, row) + first, out, n);
+                break;
+            case ElementwiseKind::scale:
+                floats_.scale(a, op.factor, out, n);
+                break;
+            case ElementwiseKind::softcap:
+                floats_.softcap(a, op.factor, out, n);
+                break;
+            case ElementwiseKind::gated:
+                floats_.gated(a, at(op.b, row) + first, out, n, op.activation);
+                break;
+            case ElementwiseKind::copy:
+                std::memmove(out, a, static_cast<size_t>(n) * sizeof(float));
+                break;
+        }
+    }
+}
+
+void Executor::select(const SelectOp& op, Worker& worker) {
+    const int64_t rows = static_cast<int64_t>(batch_.selected.size());
+    for (int64_t i = worker.index(); i < rows; i += worker.count()) {
+        std::memcpy(at(op.out, i), at(op.in, batch_.selected[static_cast<size_t>(i)]),
+                    static_cast<size_t>(op.width) * sizeof(float));
+    }
+}
+
+}  // namespace nybble

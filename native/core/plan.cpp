@@ -1,0 +1,147 @@
+#include "core/plan.h"
+
+#include <stdexcept>
+
+namespace nybble {
+
+namespace {
+
+class Checker {
+   public:
+    explicit Checker(const Plan& plan) : plan_(plan) {}
+
+    void require(bool condition, const char* what) const {
+        if (!condition) {
+            throw std::invalid_argument("plan, operator " + std::to_string(op_) + ": " + what);
+        }
+    }
+
+    void view(const View& view, int64_t width, const char* what) const {
+        int64_t have = 0;
+        if (view.buffer == kOutput) {
+            have = plan_.vocab_size;
+        } else {
+            require(view.buffer >= 0 && view.buffer < static_cast<int32_t>(plan_.buffers.size()), what);
+            have = plan_.buffers[static_cast<size_t>(view.buffer)];
+        }
+        require(view.offset >= 0 && width > 0 && view.offset + width <= have, what);
+    }
+
+    void vector(int32_t index, int64_t size, const char* what) const {
+        require(index >= 0 && index < static_cast<int32_t>(plan_.vectors.size()), what);
+        require(static_cast<int64_t>(plan_.vectors[static_cast<size_t>(index)].size()) >= size, what);
+    }
+
+    const Weight& weight(int32_t index) const {
+        require(index >= 0 && index < static_cast<int32_t>(plan_.weights.size()), "unknown weight");
+        return plan_.weights[static_cast<size_t>(index)];
+    }
+
+    void check(const EmbeddingOp& op) const {
+        const Weight& w = weight(op.weight);
+        require(w.rows >= plan_.vocab_size, "the embedding has fewer rows than the vocabulary");
+        view(op.out, w.columns, "embedding output");
+    }
+    void check(const NormOp& op) const {
+        require(op.group > 0 && op.width % op.group == 0, "norm group");
+        vector(op.norm.weight, op.group, "norm weight");
+        view(op.in, op.width, "norm input");
+        view(op.out, op.width, "norm output");
+    }
+    void check(const LinearOp& op) const {
+        view(op.in, op.columns, "linear input");
+        if (op.norm.weight != kNone) {
+            vector(op.norm.weight, op.columns, "linear norm weight");
+        }
+        require(!op.parts.empty(), "linear without parts");
+        require(!op.gated || (op.parts.size() == 2 && op.parts[0].rows == op.parts[1].rows), "gated parts");
+        for (const LinearPart& part : op.parts) {
+            const Weight& w = weight(part.weight);
+            require(w.columns == op.columns, "linear columns");
+            require(part.row >= 0 && part.rows > 0 && part.row + part.rows <= w.rows, "linear rows");
+            if (&part == &op.parts[0] || !op.gated) {
+                view(part.out, part.rows, "linear output");
+                // Tasks write while others still read the input.
+                require(part.out.buffer != op.in.buffer, "linear output in the input's buffer");
+            }
+            if (part.bias != kNone) {
+                vector(part.bias, part.rows, "linear bias");
+            }
+            if (part.residual.buffer != kNone) {
+                require(!op.gated, "gated residual");
+                view(part.residual, part.rows, "linear residual");
+            }
+        }
+    }
+    void check(const AttentionOp& op) const {
+        require(op.heads > 0 && op.kv_heads > 0 && op.heads % op.kv_heads == 0 && op.head_dim > 0, "heads");
+        view(op.q, op.heads * op.head_dim, "q");
+        view(op.k, op.kv_heads * op.head_dim, "k");
+        view(op.v, op.kv_heads * op.head_dim, "v");
+        view(op.out, op.heads * op.head_dim, "attention output");
+        require(op.group >= 0 && op.group < static_cast<int64_t>(plan_.groups.size()), "KV group");
+        const KvGroup& group = plan_.groups[static_cast<size_t>(op.group)];
+        require(op.layer >= 0 && op.layer < group.layers && op.kv_heads == group.kv_heads &&
+                    op.head_dim == group.head_dim && op.window == group.window,
+                "KV group shape");
+        for (const Norm* norm : {&op.q_norm, &op.k_norm}) {
+            if (norm->weight != kNone) {
+                vector(norm->weight, op.head_dim, "query or key norm");
+            }
+        }
+        if (op.rope != kNone) {
+            require(op.rope >= 0 && op.rope < static_cast<int32_t>(plan_.ropes.size()), "rope");
+            require(plan_.ropes[static_cast<size_t>(op.rope)].rotary_dim <= op.head_dim, "rotary_dim");
+        }
+    }
+    void check(const ElementwiseOp& op) const {
+        view(op.a, op.width, "elementwise input");
+        view(op.out, op.width, "elementwise output");
+        if (op.kind == ElementwiseKind::add || op.kind == ElementwiseKind::gated) {
+            view(op.b, op.width, "elementwise input");
+        }
+    }
+    void check(const SelectOp& op) const {
+        view(op.in, op.width, "select input");
+        view(op.out, op.width, "select output");
+        require(op.in.buffer != op.out.buffer, "select in place");
+    }
+
+    void run() {
+        require(plan_.vocab_size > 0 && plan_.context_length > 0, "vocabulary or context length");
+        for (const Weight& w : plan_.weights) {
+            require(w.rows > 0 && w.columns > 0 && w.data != nullptr &&
+                        w.columns % encoding_info(w.encoding).block_size == 0 &&
+                        w.stride >= row_bytes(w.encoding, w.columns),
+                    "weight");
+        }
+        for (const int64_t width : plan_.buffers) {
+            require(width > 0, "buffer width");
+        }
+        for (const Rope& rope : plan_.ropes) {
+            require(rope.rotary_dim > 0 && rope.rotary_dim % 2 == 0, "rotary_dim");
+            for (const auto& frequencies : rope.inverse_frequency) {
+                require(static_cast<int64_t>(frequencies.size()) == rope.rotary_dim / 2, "rotary frequencies");
+            }
+        }
+        for (const KvGroup& group : plan_.groups) {
+            require(group.window >= 0 && group.layers > 0 && group.kv_heads > 0 && group.head_dim > 0, "KV group");
+        }
+        for (const Op& op : plan_.ops) {
+            std::visit([&](const auto& body) { check(body); }, op.body);
+            ++op_;
+        }
+    }
+
+   private:
+    const Plan& plan_;
+    int64_t op_ = 0;
+};
+
+}  // namespace
+
+void Plan::validate() const {
+    Checker(*this).run();
+}
+
+}  // namespace nybble

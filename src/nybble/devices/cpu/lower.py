@@ -1,0 +1,200 @@
+"""Lowering: from steps to the native plan: weights, buffers by lifetime, KV groups, rotary tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from nybble import _core
+from nybble.checkpoint.config import RopeConfig
+from nybble.checkpoint.tensor import Tensor
+from nybble.devices.cpu.fuse import OUTPUT, Fuser
+from nybble.devices.cpu.steps import (
+    AttentionStep,
+    ElementwiseStep,
+    EmbeddingStep,
+    LinearStep,
+    NormStep,
+    NormWeights,
+    Place,
+    SelectStep,
+    Step,
+)
+from nybble.errors import UnsupportedError
+from nybble.graph.graph import Graph
+from nybble.graph.rotary import rotary_frequencies
+
+NO_PLACE = (_core.NONE, 0)
+NO_NORM = (_core.NONE, 0.0, 0.0)
+
+
+class Lowering:
+    """Builds one plan. ``keep_alive`` are the arrays that the plan points into."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int) -> None:
+        self._graph = graph
+        self._tensors = tensors
+        self._context_length = context_length
+        self.plan = _core.Plan()
+        self.plan.vocab_size = graph.output.width
+        self.plan.context_length = context_length
+        self.keep_alive: list[object] = []
+        self._weights: dict[str, int] = {}
+        self._vectors: dict[tuple[str, int], int] = {}
+        self._ropes: dict[RopeConfig, int] = {}
+        self._groups: dict[tuple[int, int, int], tuple[int, dict[int, int]]] = {}
+        self._buffers: list[int] = []
+
+    def run(self) -> _core.Plan:
+        """The finished, validated plan."""
+        fuser = Fuser(self._graph, self._tensors)
+        steps = fuser.run()
+        self._assign_buffers(steps, fuser.widths)
+        self._make_groups(steps)
+        for step in steps:
+            self._emit(step)
+        self.plan.validate()
+        return self.plan
+
+    # -- buffers -----------------------------------------------------------------------------------
+
+    def _assign_buffers(self, steps: list[Step], widths: list[int]) -> None:
+        """One buffer serves several storages, one after another: first written to last read."""
+        last_use: dict[int, int] = {}
+        for index, step in enumerate(steps):
+            for place in (*step.reads(), *step.writes()):
+                last_use[place.storage] = index
+        self._buffers = [-1] * len(widths)
+        sizes: list[int] = []
+        free: list[int] = []
+        live: set[int] = set()
+        for index, step in enumerate(steps):
+            for place in step.writes():
+                storage = place.storage
+                if storage == OUTPUT or self._buffers[storage] >= 0:
+                    continue
+                fitting = [b for b in free if sizes[b] == widths[storage]]
+                if fitting:
+                    buffer = fitting[0]
+                    free.remove(buffer)
+                else:
+                    buffer = len(sizes)
+                    sizes.append(widths[storage])
+                self._buffers[storage] = buffer
+                live.add(storage)
+            for storage in [s for s in live if last_use[s] == index]:
+                live.remove(storage)
+                free.append(self._buffers[storage])
+        for size in sizes:
+            self.plan.add_buffer(size)
+
+    def _view(self, place: Place | None) -> tuple[int, int]:
+        if place is None:
+            return NO_PLACE
+        if place.storage == OUTPUT:
+            return (_core.OUTPUT, place.offset)
+        return (self._buffers[place.storage], place.offset)
+
+    # -- constants ---------------------------------------------------------------------------------
+
+    def _weight(self, name: str) -> int:
+        index = self._weights.get(name)
+        if index is None:
+            tensor = self._tensors[name]
+            rows, columns = tensor.shape
+            data = np.ascontiguousarray(tensor.data)
+            self.keep_alive.append(data)
+            try:
+                index = self.plan.add_weight(tensor.encoding.name, rows, columns, data)
+            except ValueError as error:
+                raise UnsupportedError(f"{name}: {error}") from None
+            self._weights[name] = index
+        return index
+
+    def _vector(self, name: str | None, offset: int = 0) -> int:
+        if name is None:
+            return int(_core.NONE)
+        index = self._vectors.get((name, offset))
+        if index is None:
+            values = np.ascontiguousarray(self._tensors[name].dequantize(), dtype=np.float32).reshape(-1)[offset:]
+            index = self.plan.add_vector(np.ascontiguousarray(values))
+            self._vectors[name, offset] = index
+        return index
+
+    def _norm(self, norm: NormWeights | None) -> tuple[int, float, float]:
+        return NO_NORM if norm is None else (self._vector(norm.weight), norm.eps, norm.offset)
+
+    def _rope(self, rope: RopeConfig | None) -> int:
+        if rope is None:
+            return int(_core.NONE)
+        index = self._ropes.get(rope)
+        if index is None:
+            short, short_factor = rotary_frequencies(rope, 1)
+            long, long_factor = rotary_frequencies(rope, self._context_length)
+            index = self.plan.add_rope(
+                rope.rotary_dim, rope.interleaved, np.ascontiguousarray(short, dtype=np.float32), short_factor,
+                np.ascontiguousarray(long, dtype=np.float32), long_factor,
+            )  # fmt: skip
+            self._ropes[rope] = index
+        return index
+
+    # -- KV groups ---------------------------------------------------------------------------------
+
+    def _window(self, step: AttentionStep) -> int:
+        """0 where the window never hides anything."""
+        return 0 if step.window is None or step.window >= self._context_length else step.window
+
+    def _make_groups(self, steps: list[Step]) -> None:
+        layers: dict[tuple[int, int, int], list[int]] = {}
+        for step in steps:
+            if isinstance(step, AttentionStep):
+                layers.setdefault((self._window(step), step.kv_heads, step.head_dim), []).append(step.layer)
+        for key, members in layers.items():
+            index = self.plan.add_kv_group(key[0], len(members), key[1], key[2])
+            self._groups[key] = (index, {layer: i for i, layer in enumerate(members)})
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _emit(self, step: Step) -> None:
+        plan, view = self.plan, self._view
+        if isinstance(step, EmbeddingStep):
+            plan.embedding(self._weight(step.weight), step.scale, view(step.out))
+        elif isinstance(step, NormStep):
+            plan.norm(self._norm(step.norm), view(step.x), view(step.out), step.width, step.group, step.selected)
+        elif isinstance(step, LinearStep):
+            parts = [
+                (
+                    self._weight(part.weight), part.row, part.rows, view(part.out),
+                    self._vector(part.bias, part.bias_offset), view(part.residual),
+                )
+                for part in step.parts
+            ]  # fmt: skip
+            plan.linear(
+                view(step.x), step.columns, self._norm(step.norm), step.gated is not None, step.gated or "silu",
+                parts, step.selected,
+            )  # fmt: skip
+        elif isinstance(step, AttentionStep):
+            window = self._window(step)
+            group, members = self._groups[window, step.kv_heads, step.head_dim]
+            plan.attention(
+                view(step.q), view(step.k), view(step.v), view(step.out), step.heads, step.kv_heads, step.head_dim,
+                group, members[step.layer], window, step.scale, step.softcap or 0.0, self._norm(step.q_norm),
+                self._norm(step.k_norm), self._rope(step.rope),
+            )  # fmt: skip
+        elif isinstance(step, SelectStep):
+            plan.select(view(step.x), view(step.out), step.width)
+        elif isinstance(step, ElementwiseStep):
+            self._elementwise(step)
+
+    def _elementwise(self, step: ElementwiseStep) -> None:
+        plan, view = self.plan, self._view
+        a, b, out = view(step.a), view(step.b), view(step.out)
+        if step.kind == "add":
+            plan.add(a, b, out, step.width, step.selected)
+        elif step.kind == "scale":
+            plan.scale(a, out, step.width, step.factor, step.selected)
+        elif step.kind == "softcap":
+            plan.softcap(a, out, step.width, step.factor, step.selected)
+        else:
+            plan.gated(a, b, out, step.width, step.activation, step.selected)

@@ -1,0 +1,162 @@
+"""Steps: a graph after fusion, before buffers are assigned.
+
+Each step is one operator of the native plan. Values that are views of another one (splits) or that
+never leave a fused step have no storage of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nybble.checkpoint.config import RopeConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Columns of a storage; a storage becomes a buffer, or the caller's output array."""
+
+    storage: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """An RMS norm's weight and constants."""
+
+    weight: str
+    eps: float
+    offset: float
+
+
+@dataclass
+class Step:
+    """Base of all steps. ``selected``: works on the rows whose logits are asked for."""
+
+    selected: bool = field(default=False, kw_only=True)
+
+    def reads(self) -> list[Place]:
+        """Places read."""
+        return []
+
+    def writes(self) -> list[Place]:
+        """Places written."""
+        return []
+
+
+@dataclass
+class EmbeddingStep(Step):
+    """Rows of a matrix picked by token."""
+
+    weight: str
+    scale: float
+    out: Place
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
+class NormStep(Step):
+    """RMS norm over groups of columns."""
+
+    norm: NormWeights
+    x: Place
+    out: Place
+    width: int
+    group: int
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
+class LinearPart:
+    """A range of one weight's rows, where the result goes, and what is added to it."""
+
+    weight: str
+    row: int
+    rows: int
+    out: Place
+    bias: str | None = None
+    bias_offset: int = 0
+    residual: Place | None = None
+
+
+@dataclass
+class LinearStep(Step):
+    """norm(x) @ weights.T for several weights; ``gated``: activation(part 0) * part 1."""
+
+    x: Place
+    columns: int
+    parts: list[LinearPart]
+    norm: NormWeights | None = None
+    gated: str | None = None
+
+    def reads(self) -> list[Place]:
+        return [self.x] + [part.residual for part in self.parts if part.residual is not None]
+
+    def writes(self) -> list[Place]:
+        return [self.parts[0].out] if self.gated else [part.out for part in self.parts]
+
+
+@dataclass
+class AttentionStep(Step):
+    """Norm and rotary of q and k (in place), append to the cache, attention."""
+
+    q: Place
+    k: Place
+    v: Place
+    out: Place
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layer: int
+    window: int | None
+    scale: float
+    softcap: float | None
+    q_norm: NormWeights | None
+    k_norm: NormWeights | None
+    rope: RopeConfig | None
+
+    def reads(self) -> list[Place]:
+        return [self.q, self.k, self.v]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
+class ElementwiseStep(Step):
+    """``kind``: add (a + b), scale (a * factor), softcap, gated (activation(a) * b)."""
+
+    kind: str
+    a: Place
+    b: Place | None
+    out: Place
+    width: int
+    factor: float = 1.0
+    activation: str = "silu"
+
+    def reads(self) -> list[Place]:
+        return [self.a] if self.b is None else [self.a, self.b]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
+class SelectStep(Step):
+    """Gathers the rows whose logits are asked for."""
+
+    x: Place
+    out: Place
+    width: int
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
