@@ -18,6 +18,4 @@ with nybble.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2") as model:
         messages.append({"role": "assistant", "content": reply.text})
         usage = reply.usage
         print(f"\n  [{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens were cached,")
-        print(
-            f"   {reply.timings.decode_tokens_per_second:.0f} tokens a second, ended by {reply.finish_reason}]"
-        )
+        print(f"   {reply.timings.decode_tokens_per_second:.0f} tokens a second]")

@@ -57,7 +57,9 @@ def test_without_tokenizer_or_template_it_says_so():
     with pytest.raises(UnsupportedError, match="no tokenizer: pass token ids"):
         model.generate("x")
     assert len(model.complete([1], max_tokens=3).token_ids) == 3
-    with pytest.raises(TemplateError, match="no chat template: use generate"):
+    with pytest.raises(
+        TemplateError, match=r"this model has no chat template.*choose a template by name: chatml"
+    ):
         Model(ToySession(), tokenizer=toy_tokenizer()).chat(QUESTION)
 
 
@@ -65,6 +67,49 @@ def test_every_public_method_is_documented():
     for name, member in inspect.getmembers(Model):
         if not name.startswith("_"):
             assert inspect.getdoc(member), name
+
+
+# -- chat templates ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Loads a checkpoint that has only text on a toy device: ``loaded(template, **options)``."""
+    from nybble.checkpoint import Checkpoint
+    from nybble.loading import from_checkpoint
+    from support.toy import TEXT_VOCAB, ToySession, toy_tokenizer
+
+    monkeypatch.setattr(devices, "compile", lambda checkpoint, **options: ToySession(TEXT_VOCAB))
+
+    def load(template=None, templates=None, **options):
+        source = SimpleNamespace(build=toy_tokenizer)
+        metadata = {"general.sampling.temp": 0.25}
+        checkpoint = Checkpoint(None, {}, source, template, templates or {}, metadata)
+        return from_checkpoint(checkpoint, **options)
+
+    return load
+
+
+def test_the_files_template_and_recommendations_are_used(loaded):
+    model = loaded("{{ bos_token }}{{ messages[0].content }}!", {"tool_use": "{{ tools | length }}"})
+    assert model.tokenizer.decode(model.encode_chat(QUESTION)) == "What is the capital of France?!"
+    assert bytes(model.encode_chat(QUESTION, [{"name": "f"}])[1:]) == b"1"
+    assert model.defaults == nybble.GenerationOptions(temperature=0.25)
+    assert model.load_seconds > 0
+
+
+def test_a_chosen_template_wins(loaded):
+    model = loaded("file's", chat_template="{{ messages | length }} message")
+    assert model.tokenizer.decode(model.encode_chat(QUESTION)) == "1 message"
+    model = loaded(chat_template="chatml")
+    assert model.tokenizer.decode(model.encode_chat(QUESTION)).startswith("<|im_start|>user\n")
+    with pytest.raises(NotFoundError, match="no chat template named 'nonsense'"):
+        loaded(chat_template="nonsense")
+
+
+def test_a_message_that_is_none_is_refused(loaded):
+    with pytest.raises(TemplateError, match=r"messages\[0\] must be a dict"):
+        loaded("{{ messages[0].content }}").chat(["hello"])
 
 
 # -- SmolLM2 ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from nybble.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
+    from nybble.generate.prompt import Message, Render
     from nybble.hub import ProgressCallback
     from nybble.model import Model
+    from nybble.text.tokenizer import Tokenizer
 
 
 def load(
@@ -23,6 +26,7 @@ def load(
     context_length: int | None = None,
     kv_cache: str | None = None,
     precision: str | None = None,
+    chat_template: str | None = None,
     cached_conversations: int = 1,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
@@ -41,6 +45,8 @@ def load(
             device's default (cpu: ``f16``).
         precision: ``fast`` (activations are quantized where that is quicker) or ``f32`` (the reference
             path); None: the device's default (cpu: ``fast``).
+        chat_template: Jinja2 source, or the name of one of nybble's own (``chatml``, ``llama3``, ...);
+            None: the file's.
         cached_conversations: conversations whose computed tokens are kept for the next turn.
         progress: called while a model is downloaded; see ``nybble.hub.resolve``.
         offline: True: never download; None: what the environment says.
@@ -62,6 +68,7 @@ def load(
         checkpoint,
         started,
         device=device,
+        chat_template=chat_template,
         cached_conversations=cached_conversations,
         threads=threads,
         context_length=context_length,
@@ -72,11 +79,21 @@ def load(
 
 
 def from_checkpoint(
-    checkpoint: Checkpoint, *, device: str = "cpu", cached_conversations: int = 1, **device_options: Any
+    checkpoint: Checkpoint,
+    *,
+    device: str = "cpu",
+    chat_template: str | None = None,
+    cached_conversations: int = 1,
+    **device_options: Any,
 ) -> Model:
     """A model from a checkpoint that is already read or was made in memory; options as ``load``."""
     return _model(
-        checkpoint, perf_counter(), device=device, cached_conversations=cached_conversations, **device_options
+        checkpoint,
+        perf_counter(),
+        device=device,
+        chat_template=chat_template,
+        cached_conversations=cached_conversations,
+        **device_options,
     )
 
 
@@ -99,17 +116,49 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _model(
-    checkpoint: Checkpoint, started: float, *, device: str, cached_conversations: int, **options: Any
+    checkpoint: Checkpoint,
+    started: float,
+    *,
+    device: str,
+    chat_template: str | None,
+    cached_conversations: int,
+    **options: Any,
 ) -> Model:
     from nybble import devices
     from nybble.generate.options import recommended_options
     from nybble.model import Model
 
+    tokenizer = None if checkpoint.tokenizer is None else checkpoint.tokenizer.build()
+    render = None if tokenizer is None else _render(checkpoint, tokenizer, chat_template)
     session = devices.compile(checkpoint, device=device, **options)
     return Model(
         session,
         checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        render=render,
         defaults=recommended_options(checkpoint.metadata),
         load_seconds=perf_counter() - started,
         cached_sequences=cached_conversations,
     )
+
+
+def _render(checkpoint: Checkpoint, tokenizer: Tokenizer, chosen: str | None) -> Render | None:
+    """The chat template as a function; None where there is none."""
+    from nybble.text.chat import ChatTemplate
+
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    if chosen is not None:
+        if "{" not in chosen:  # no name has a brace, and no template is without one
+            return ChatTemplate.named(chosen, bos_token=bos, eos_token=eos).render
+        return ChatTemplate(chosen, bos_token=bos, eos_token=eos).render
+    with_tools = checkpoint.chat_templates.get("tool_use")
+    plain = checkpoint.chat_template or with_tools
+    if plain is None:
+        return None
+    template = ChatTemplate(plain, bos_token=bos, eos_token=eos)
+    tool_template = ChatTemplate(with_tools or plain, bos_token=bos, eos_token=eos)
+
+    def render(messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        return (tool_template if tools else template).render(messages, tools=tools)
+
+    return render

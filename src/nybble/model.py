@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.devices.base import Session
-from nybble.errors import TemplateError, UnsupportedError
+from nybble.errors import UnsupportedError
 from nybble.generate.dry import breaker_tokens
 from nybble.generate.generation import Generation, Stream
 from nybble.generate.options import GenerationOptions
 from nybble.generate.prompt import Message, Render, encode_chat, encode_text
 from nybble.generate.reply import Reply
 from nybble.generate.runner import Runner
+from nybble.text.chat import ChatTemplate
 
 if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
@@ -131,9 +132,7 @@ class Model:
     ) -> list[int]:
         """The tokens of a chat prompt; see ``GenerationOptions.trust_content``."""
         if self._render is None:
-            raise TemplateError(
-                "this model has no chat template: use generate or stream with the text itself"
-            )
+            raise ChatTemplate.missing(self.checkpoint.name if self.checkpoint else "this model")
         return encode_chat(self.tokenizer, self._render, messages, tools, trust_content=trust_content)
 
     # -- numbers ---------------------------------------------------------------------------------

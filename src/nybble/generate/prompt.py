@@ -72,7 +72,7 @@ class _Shield:
         self._hidden: list[str] = []
 
     def message(self, message: Message) -> Message:
-        if self._control is None or message.get("role") in _TRUSTED_ROLES:
+        if self._control is None or not isinstance(message, Mapping) or message.get("role") in _TRUSTED_ROLES:
             return message
         return {name: value if name == "role" else self._hide(value) for name, value in message.items()}
 
