@@ -64,6 +64,7 @@ class FakeModel:
         self.seconds = seconds
         self.failure = failure
         self.asked = []
+        self.checkpoint = None
         self.loaded = []
 
     def load(self, source, **options):

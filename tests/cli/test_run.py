@@ -47,6 +47,15 @@ def test_load_options(nybble_command, fake_model):
     assert options == {"device": "cpu", "threads": 2, "context_length": 100, "kv_cache": "q8_0"}
 
 
+def test_chat_template_by_name_or_file(nybble_command, fake_model, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages }} é", encoding="utf-8")
+    for given in ("chatml", str(path), "{{ bos_token }}"):
+        assert nybble_command("run", "m", "Hi", "--chat-template", given).code == 0
+    templates = [options["chat_template"] for _, options in fake_model.loaded]
+    assert templates == ["chatml", "{{ messages }} é", "{{ bos_token }}"]
+
+
 @pytest.mark.parametrize("argv", [["run", "m"], ["run", "m", "-"], ["run", "m", "-", "--max-tokens", "9"]])
 def test_prompt_from_standard_input(nybble_command, fake_model, argv):
     nybble_command(*argv, stdin="two\nlines\n")
@@ -105,7 +114,8 @@ def test_timings_on_standard_error(nybble_command, fake_model):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--raw", "--system", "S"], "--system needs the chat template"),
+        (["--raw", "--system", "S"], "--system means nothing with --raw"),
+        (["--raw", "--chat-template", "chatml"], "--chat-template means nothing with --raw"),
         (["--n", "2"], "--n and --logprobs need --json"),
         (["--logprobs", "2"], "--n and --logprobs need --json"),
         (["--top-p", "7"], "top_p must be between 0.0 and 1.0"),

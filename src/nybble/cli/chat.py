@@ -15,6 +15,7 @@ from nybble.cli.options import (
     add_generation_arguments,
     add_load_arguments,
     add_model_argument,
+    add_prompt_arguments,
     generation_options,
 )
 
@@ -28,8 +29,7 @@ or Alt-Enter goes on too. Lines from a pipe are answered one after another.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``nybble chat``."""
     add_model_argument(parser)
-    prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--system", metavar="TEXT", help="system message")
+    prompt = add_prompt_arguments(parser)
     prompt.add_argument(
         "--load", type=Path, metavar="FILE", help="go on with a conversation that /save wrote"
     )

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(checkpoint: Checkpoint) -> str:
-    totals = _totals(checkpoint)
+    from nybble.devices.report import instruction_set
+
     parts = [
         console.heading("model"),
         console.pairs(_overview(checkpoint)),
@@ -72,17 +73,17 @@ def _summary(checkpoint: Checkpoint) -> str:
         console.pairs((name, _short(value)) for name, value in _config(checkpoint)),
         console.heading("\nencodings"),
         console.table(
-            ("ENCODING", "TENSORS", "PARAMETERS", "SIZE", "BITS/WEIGHT", "RUNS AS"),
+            ("ENCODING", "TENSORS", "PARAMETERS", "SIZE", "BITS/WEIGHT", f"KERNELS ({instruction_set()})"),
             [
                 (
-                    t.name,
-                    t.tensors,
-                    console.number(t.elements),
-                    console.size(t.nbytes),
-                    f"{t.bits:.3g}",
-                    t.kernel,
+                    total.name,
+                    total.tensors,
+                    console.number(total.parameters),
+                    console.size(total.nbytes),
+                    f"{total.bits_per_weight:.3g}",
+                    "; ".join(total.kernels) or "-",
                 )
-                for t in totals
+                for total in _totals(checkpoint)
             ],
             right=("TENSORS", "PARAMETERS", "SIZE", "BITS/WEIGHT"),
         ),
@@ -106,7 +107,7 @@ def _overview(checkpoint: Checkpoint) -> list[tuple[str, object]]:
         ("format", checkpoint.format),
         ("architecture", checkpoint.config.architecture),
         ("parameters", console.number(elements)),
-        ("size", console.size(checkpoint.nbytes)),
+        ("weights", console.size(checkpoint.nbytes)),
         ("bits per weight", f"{8 * checkpoint.nbytes / elements:.3g}" if elements else None),
         ("tensors", len(checkpoint.tensors)),
     ]
@@ -135,7 +136,7 @@ def _short(value: object) -> str:
         if len(counts) <= 3:
             return ", ".join(f"{count} x {item}" for item, count in counts.items())
         return f"{len(value)} values from {min(value)} to {max(value)}"
-    return str(value)
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def _tensors(checkpoint: Checkpoint) -> str:
@@ -179,14 +180,14 @@ def _template(checkpoint: Checkpoint) -> int:
 
 @dataclasses.dataclass
 class EncodingTotal:
-    """All tensors of one encoding."""
+    """All tensors of one encoding; ``kernels`` are those of its matrices."""
 
     name: str
-    bits: float
-    kernel: str
+    bits_per_weight: float
     tensors: int = 0
-    elements: int = 0
+    parameters: int = 0
     nbytes: int = 0
+    kernels: list[str] = dataclasses.field(default_factory=list)
 
 
 def _totals(checkpoint: Checkpoint) -> list[EncodingTotal]:
@@ -195,15 +196,15 @@ def _totals(checkpoint: Checkpoint) -> list[EncodingTotal]:
 
     totals: dict[str, EncodingTotal] = {}
     for tensor in checkpoint.tensors.values():
-        encoding = tensor.encoding
-        if encoding.name not in totals:
-            totals[encoding.name] = EncodingTotal(
-                encoding.name, encoding.bits_per_weight, linear_kernel(encoding.name)
-            )
-        total = totals[encoding.name]
+        name = tensor.encoding.name
+        total = totals.setdefault(name, EncodingTotal(name, tensor.encoding.bits_per_weight))
         total.tensors += 1
-        total.elements += math.prod(tensor.shape)
+        total.parameters += math.prod(tensor.shape)
         total.nbytes += tensor.nbytes
+        if len(tensor.shape) == 2:
+            kernel = linear_kernel(name, tensor.shape[1])
+            if kernel not in total.kernels:
+                total.kernels.append(kernel)
     return sorted(totals.values(), key=lambda total: -total.nbytes)
 
 
@@ -241,6 +242,8 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _everything(checkpoint: Checkpoint) -> dict[str, Any]:
+    from nybble.devices.report import instruction_set
+
     elements = _elements(checkpoint)
     return {
         "name": checkpoint.name,
@@ -251,6 +254,7 @@ def _everything(checkpoint: Checkpoint) -> dict[str, Any]:
         "nbytes": checkpoint.nbytes,
         "bits_per_weight": 8 * checkpoint.nbytes / elements if elements else None,
         "config": _plain(dataclasses.asdict(checkpoint.config)),
+        "instruction_set": instruction_set(),
         "encodings": [dataclasses.asdict(total) for total in _totals(checkpoint)],
         "tokenizer": _tokenizer(checkpoint),
         "chat_templates": {name or "default": text for name, text in _templates(checkpoint).items()},

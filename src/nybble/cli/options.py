@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nybble.cli.main import UsageError
@@ -208,8 +209,30 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of ``nybble.load`` that the user gave."""
-    names = ("device", "threads", "context_length", "kv_cache", "precision")
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    names = ("device", "threads", "context_length", "kv_cache", "precision", "chat_template")
+    given = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def chat_template(text: str) -> str:
+    """The value of ``--chat-template``: a file's content, or the text itself (a name or a template)."""
+    path = Path(text)
+    if "{" in text or not path.is_file():
+        return text
+    return path.read_text(encoding="utf-8")
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add ``--system`` and ``--chat-template``; returns their group."""
+    group = parser.add_argument_group("prompt")
+    group.add_argument("--system", metavar="TEXT", help="system message")
+    group.add_argument(
+        "--chat-template",
+        type=chat_template,
+        metavar="T",
+        help="in place of the model's own: a Jinja file, or a name such as chatml",
+    )
+    return group
 
 
 def positive(text: str) -> int:

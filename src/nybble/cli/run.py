@@ -15,6 +15,7 @@ from nybble.cli.options import (
     add_generation_arguments,
     add_load_arguments,
     add_model_argument,
+    add_prompt_arguments,
     generation_options,
 )
 from nybble.cli.report import reply_json, timing_line
@@ -42,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", help="the prompt; - or none: read standard input"
     )
-    prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--system", metavar="TEXT", help="system message")
+    prompt = add_prompt_arguments(parser)
     prompt.add_argument("--raw", action="store_true", help="continue the prompt as it is, no chat template")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -71,8 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.raw and arguments.system is not None:
-        raise UsageError("--system needs the chat template that --raw leaves out")
+    for name in ("system", "chat_template"):
+        if arguments.raw and getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing with --raw, which uses no template")
     if not arguments.json and (arguments.n or arguments.logprobs is not None):
         raise UsageError("--n and --logprobs need --json")
 
@@ -112,6 +113,10 @@ def _start(model: Model, arguments: argparse.Namespace, prompt: str, options: di
             messages.insert(0, {"role": "system", "content": arguments.system})
         return model.stream_chat(messages, **options)
     except TemplateError as error:
-        raise TemplateError(f"{error} (--raw continues the prompt as it is)") from error
+        if model.checkpoint is None or model.checkpoint.chat_template is not None:
+            raise
+        raise TemplateError(
+            f"{arguments.model} has no chat template: --raw continues the prompt as it is"
+        ) from error
     except ValueError as error:  # an option that only the model can judge, such as a token id
         raise UsageError(str(error)) from error

@@ -86,8 +86,10 @@ def instruction_set() -> str:
         raise DeviceError(str(error)) from error
 
 
-def linear_kernel(encoding: str) -> str:
-    """In words: the CPU kernels that multiply with weights of this encoding, at precision ``fast``.
+def linear_kernel(encoding: str, columns: int) -> str:
+    """In words: the arithmetic in which the CPU, at precision ``fast``, multiplies with such weights.
+
+    ``columns`` is how many input features the weights have.
 
     Raises:
         DeviceError: as ``instruction_set``.
@@ -99,8 +101,10 @@ def linear_kernel(encoding: str) -> str:
         kernels = _core.encoding_kernels(encoding, isa)
     except ValueError:
         return "not on the cpu"
-    decode = f"int8 {isa}" if kernels["int8"] else f"f32 {isa}"
-    return f"prefill bf16 amx, decode {decode}" if isa == "amx" else decode
+    if columns % 32:
+        return "f32"
+    decode = "int8" if kernels["int8"] else "f32"
+    return f"{decode}, prefill bf16 tiles" if isa == "amx" else decode
 
 
 def _cpu() -> DeviceReport:
