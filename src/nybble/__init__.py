@@ -9,10 +9,10 @@ Names are imported when they are first used, so that ``import nybble`` costs nex
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing typing would cost more than all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from nybble.errors import NybbleError as NybbleError
     from nybble.generate.generation import Generation as Generation
     from nybble.generate.generation import Stream as Stream
@@ -48,6 +48,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'nybble' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

@@ -5,10 +5,10 @@ Nothing is computed before it is asked for: each ``next`` runs one step.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from secrets import randbits
 from time import perf_counter
 from types import TracebackType
 
@@ -55,7 +55,7 @@ class Generation(Iterator[Piece]):
         for token in options.stop_tokens:
             if not 0 <= token < known:
                 raise ValueError(f"stop_tokens: token id {token} is not in the vocabulary of {known}")
-        seed = randbits(63) if options.seed is None else options.seed
+        seed = int.from_bytes(os.urandom(7), "little") if options.seed is None else options.seed
         writers = [
             Writer(
                 index,

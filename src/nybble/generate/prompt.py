@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ class _Shield:
     def __init__(self, control_texts: Sequence[str]) -> None:
         texts = sorted((text for text in control_texts if text), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
-        self._nonce = secrets.token_hex(16)
+        self._nonce = os.urandom(16).hex()
         self._hidden: list[str] = []
 
     def message(self, message: Message) -> Message:
