@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.real_model
 
 
-def nybble(*argv, stdin=""):
+def nybble(*argv, stdin="", code=0):
     result = subprocess.run(
         [sys.executable, "-m", "nybble", *map(str, argv)],
         capture_output=True,
@@ -21,7 +21,7 @@ def nybble(*argv, stdin=""):
         timeout=120,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == code, result.stderr
     return result
 
 
@@ -88,3 +88,10 @@ def test_bench(smollm2_path):
 def test_list(smollm2_path):
     for model in json.loads(nybble("list", "--json").stdout):
         assert set(model) == {"name", "source", "path", "size", "last_used", "sha256"}
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_model_without_template_says_what_to_do(gemma3_path, command):
+    result = nybble(command, gemma3_path, stdin="Hi", code=1)
+    assert result.stdout == ""
+    assert f"{gemma3_path} has no chat template: nybble run --raw continues a text" in result.stderr

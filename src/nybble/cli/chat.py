@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nybble.cli import console
 from nybble.cli.line_editor import history_file, plain_reader, read_message, terminal_reader
-from nybble.cli.loading import load
+from nybble.cli.loading import load, require_template
 from nybble.cli.main import UsageError
 from nybble.cli.options import (
     NOT_IN_CHAT,
@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.load is not None and arguments.system is not None:
         raise UsageError("--load brings its own system message: leave --system out")
     earlier = read_conversation(arguments.load) if arguments.load is not None else None
-    session = ChatSession(load(arguments), arguments.model, options, arguments.system)
+    model = load(arguments)
+    require_template(model, arguments)
+    session = ChatSession(model, arguments.model, options, arguments.system)
     session.show_stats = arguments.timings
     if earlier is not None:
         session.continue_from(earlier)

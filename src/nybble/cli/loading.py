@@ -18,3 +18,21 @@ def load(arguments: argparse.Namespace) -> Model:
 
     with progress_display() as progress:
         return nybble.load(arguments.model, progress=progress, **load_options(arguments))
+
+
+def require_template(model: Model, arguments: argparse.Namespace) -> None:
+    """Refuse a chat with a model that knows no chat.
+
+    Raises:
+        TemplateError: neither the model nor the user gives a chat template.
+    """
+    from nybble.errors import TemplateError
+
+    checkpoint = model.checkpoint
+    if arguments.chat_template is not None or checkpoint is None:
+        return
+    if checkpoint.chat_template is None and not checkpoint.chat_templates:
+        raise TemplateError(
+            f"{arguments.model} has no chat template: nybble run --raw continues a text, "
+            "--chat-template chatml (or another) lets it chat all the same"
+        )

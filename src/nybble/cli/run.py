@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nybble.cli import console
 from nybble.cli.interrupt import interruptible
-from nybble.cli.loading import load
+from nybble.cli.loading import load, require_template
 from nybble.cli.main import UsageError
 from nybble.cli.options import (
     add_generation_arguments,
@@ -103,8 +103,8 @@ def _generate(model: Model, arguments: argparse.Namespace, prompt: str, options:
 
 def _start(model: Model, arguments: argparse.Namespace, prompt: str, options: dict[str, Any]) -> Stream:
     """The stream of the answer; nothing is computed yet."""
-    from nybble.errors import TemplateError
-
+    if not arguments.raw:
+        require_template(model, arguments)
     try:
         if arguments.raw:
             return model.stream(prompt, **options)
@@ -112,11 +112,5 @@ def _start(model: Model, arguments: argparse.Namespace, prompt: str, options: di
         if arguments.system is not None:
             messages.insert(0, {"role": "system", "content": arguments.system})
         return model.stream_chat(messages, **options)
-    except TemplateError as error:
-        if model.checkpoint is None or model.checkpoint.chat_template is not None:
-            raise
-        raise TemplateError(
-            f"{arguments.model} has no chat template: --raw continues the prompt as it is"
-        ) from error
     except ValueError as error:  # an option that only the model can judge, such as a token id
         raise UsageError(str(error)) from error
