@@ -101,6 +101,22 @@ def test_text_held_back_for_a_stop_string_comes_out_at_the_end():
     assert (reply.text, reply.finish_reason) == ("ab</", "length")
 
 
+def test_text_held_back_comes_before_half_a_character():
+    reply = says(b"a</e\xc3").chat(HI, stop="</end>", **GREEDY)
+    assert (reply.text, reply.finish_reason) == ("a</e\ufffd", "stop")
+
+
+def test_the_space_that_begins_a_continuation_is_kept():
+    # Tokenizers with a space prefix take the first space away, but only at the start of a text.
+    session = ToySession(vocab_size=TEXT_VOCAB)
+    session.row = lambda tokens: np.eye(TEXT_VOCAB, dtype=np.float32)[[*b"once upon", END][len(tokens) - 1]]
+    model = Model(session, tokenizer=toy_tokenizer(space_prefix=True), render=toy_template)
+    assert model.generate("once", **GREEDY) == " upon"
+    session = ScriptSession(lambda prompt: b" hello")
+    model = Model(session, tokenizer=toy_tokenizer(space_prefix=True), render=toy_template)
+    assert model.chat(HI, **GREEDY).text == "hello"
+
+
 def test_stop_tokens():
     reply = says("abc").chat(HI, stop_tokens=[ord("b")], **GREEDY)
     assert (reply.text, reply.finish_reason, reply.choices[0].stop) == ("a", "stop", ord("b"))
@@ -327,6 +343,16 @@ def test_choices_that_end_early_leave_the_batch():
     assert sizes[0] == 3
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == sum(len(c.token_ids) - 1 for c in reply.choices)
+
+
+def test_closing_several_choices_frees_all():
+    model = toy()
+    generation = model.start([1, 2], n=3, max_tokens=20)
+    for _ in range(4):
+        next(generation)
+    assert model.session.open_sequences == 3
+    generation.close()
+    assert model.session.open_sequences == 0
 
 
 def test_the_seed_of_a_reply_repeats_it():

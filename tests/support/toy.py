@@ -128,12 +128,18 @@ class _ByteEncoder:
         return ids
 
 
-def toy_tokenizer():
+def toy_tokenizer(space_prefix=False):
     """Tokens 0 to 255 are bytes, then come the control tokens."""
     texts = [f"<0x{byte:02X}>" for byte in range(256)] + list(CONTROL)
     types = np.array([TokenType.BYTE] * 256 + [TokenType.CONTROL] * len(CONTROL), dtype=np.uint8)
     special = SpecialIds(bos=BOS, eos=frozenset({END}), main_eos=END)
-    return Tokenizer(Vocabulary(texts, types, "sentencepiece"), _ByteEncoder(), special, prefix=[BOS])
+    return Tokenizer(
+        Vocabulary(texts, types, "sentencepiece"),
+        _ByteEncoder(),
+        special,
+        prefix=[BOS],
+        space_prefix=space_prefix,
+    )
 
 
 def toy_template(messages, tools=None):
