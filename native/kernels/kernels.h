@@ -17,7 +17,7 @@ namespace nybble {
 
 // Activations quantized to int8 in blocks of 32 along the row:
 //
-//   values  int8  [rows][columns]          x = scale * value
+//   values  int8  [rows][columns]          x = scale * value, -127 <= value <= 127
 //   scales  float [rows][columns / 32]
 //   sums    float [rows][columns / 16]     scale * sum of the values of each half block
 //

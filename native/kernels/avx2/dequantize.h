@@ -1,12 +1,14 @@
-// Dequantization of the common encodings with vector instructions: to float32 and bfloat16, for AVX2
-// and up. Bytes are unpacked 32 at a time in 256-bit registers, which is the same at every level; an
-// `Output` turns 32 signed bytes into scaled elements and stores them:
+// The common encodings unpacked with vector instructions of AVX2 and up: 32 signed bytes at a time,
+// each handed to an `Output`, which is all that differs between levels and uses:
 //
-//   Output::Element                                     float, or uint16_t for bfloat16
-//   Output::put(q, s0, s1, out)                         out[i] = s * q[i], s0 for the first 16
-//   Output::put(q, s0, s1, m0, m1, out)                 out[i] = s * q[i] + m
+//   output.put(q, s, at)                    element at + i = s * q[i]
+//   output.put(q, s0, s1, at)               the same, s0 for the first 16 and s1 for the last
+//   output.put_with_minimum(q, s, m, at)    element at + i = s * q[i] + m
+//   output.put_with_minimum(q, s0, s1, m0, m1, at)
 //
-// Both operations round, as in the scalar description (blocks.h), so all levels give the same bits.
+// The outputs that store (outputs.h) round after both operations, as the scalar description does
+// (blocks.h), so all levels give the same bits. Another kind multiplies with activations instead
+// (linear_int8.h).
 #pragma once
 
 #include "core/encoding.h"
@@ -57,47 +59,47 @@ NYBBLE_ALWAYS_INLINE __m256i levels_of(const int8_t* levels, __m256i codes) {
                                codes);
 }
 
-// Each `unpack` writes the block's elements through Output.
+// put(block, output, at): the elements of a block, the first being element `at` of the output.
 
 struct VectorQ4_0 : BlockQ4_0 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
-        Output::put(_mm256_sub_epi8(nibbles_32(block + 2), bytes_of(8)), d, d, out);
+        output.put(_mm256_sub_epi8(nibbles_32(block + 2), bytes_of(8)), d, at);
     }
 };
 
 struct VectorQ4_1 : BlockQ4_1 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
         const float m = hardware_f16(block + 2);
-        Output::put(nibbles_32(block + 4), d, d, m, m, out);
+        output.put_with_minimum(nibbles_32(block + 4), d, m, at);
     }
 };
 
 struct VectorQ5_0 : BlockQ5_0 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
-        Output::put(_mm256_sub_epi8(five_bits_32(block + 6, read_u32(block + 2)), bytes_of(16)), d, d, out);
+        output.put(_mm256_sub_epi8(five_bits_32(block + 6, read_u32(block + 2)), bytes_of(16)), d, at);
     }
 };
 
 struct VectorQ5_1 : BlockQ5_1 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
         const float m = hardware_f16(block + 2);
-        Output::put(five_bits_32(block + 8, read_u32(block + 4)), d, d, m, m, out);
+        output.put_with_minimum(five_bits_32(block + 8, read_u32(block + 4)), d, m, at);
     }
 };
 
 struct VectorQ8_0 : BlockQ8_0 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
-        Output::put(load_32(block + 2), d, d, out);
+        output.put(load_32(block + 2), d, at);
     }
 };
 
@@ -112,7 +114,7 @@ NYBBLE_ALWAYS_INLINE void scale_bytes(float d, __m128i bytes, float* scales) {
 
 struct VectorQ2K : BlockQ2K {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         float s[16];
         float m[16];
         const __m128i both = load_16(block);
@@ -122,17 +124,17 @@ struct VectorQ2K : BlockQ2K {
         for (int h = 0; h < 2; ++h) {
             const __m256i packed = load_32(block + 16 + 32 * h);
             const int g = 8 * h;
-            Output::put(field<0>(packed, 3), s[g], s[g + 1], m[g], m[g + 1], out + 16 * g);
-            Output::put(field<2>(packed, 3), s[g + 2], s[g + 3], m[g + 2], m[g + 3], out + 16 * g + 32);
-            Output::put(field<4>(packed, 3), s[g + 4], s[g + 5], m[g + 4], m[g + 5], out + 16 * g + 64);
-            Output::put(field<6>(packed, 3), s[g + 6], s[g + 7], m[g + 6], m[g + 7], out + 16 * g + 96);
+            output.put_with_minimum(field<0>(packed, 3), s[g], s[g + 1], m[g], m[g + 1], at + 16 * g);
+            output.put_with_minimum(field<2>(packed, 3), s[g + 2], s[g + 3], m[g + 2], m[g + 3], at + 16 * g + 32);
+            output.put_with_minimum(field<4>(packed, 3), s[g + 4], s[g + 5], m[g + 4], m[g + 5], at + 16 * g + 64);
+            output.put_with_minimum(field<6>(packed, 3), s[g + 6], s[g + 7], m[g + 6], m[g + 7], at + 16 * g + 96);
         }
     }
 };
 
 struct VectorQ3K : BlockQ3K {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         alignas(16) int8_t scales[16];
         unpack_scales_q3k(block + 96, scales);
         float s[16];
@@ -140,22 +142,22 @@ struct VectorQ3K : BlockQ3K {
         const __m256i high = load_32(block);
         const __m256i first = load_32(block + 32);
         const __m256i second = load_32(block + 64);
-        part<0, Output>(first, high, s, out);
-        part<1, Output>(first, high, s, out);
-        part<2, Output>(first, high, s, out);
-        part<3, Output>(first, high, s, out);
-        part<4, Output>(second, high, s, out);
-        part<5, Output>(second, high, s, out);
-        part<6, Output>(second, high, s, out);
-        part<7, Output>(second, high, s, out);
+        part<0>(first, high, s, output, at);
+        part<1>(first, high, s, output, at);
+        part<2>(first, high, s, output, at);
+        part<3>(first, high, s, output, at);
+        part<4>(second, high, s, output, at);
+        part<5>(second, high, s, output, at);
+        part<6>(second, high, s, output, at);
+        part<7>(second, high, s, output, at);
     }
 
 private:
     template <int j, typename Output>
-    static NYBBLE_ALWAYS_INLINE void part(__m256i packed, __m256i high, const float* s, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void part(__m256i packed, __m256i high, const float* s, Output& output, int64_t at) {
         const __m256i third = _mm256_slli_epi16(field<j>(high, 1), 2);
         const __m256i q = _mm256_or_si256(field<2 * (j & 3)>(packed, 3), third);
-        Output::put(_mm256_sub_epi8(q, bytes_of(4)), s[2 * j], s[2 * j + 1], out + 32 * j);
+        output.put(_mm256_sub_epi8(q, bytes_of(4)), s[2 * j], s[2 * j + 1], at + 32 * j);
     }
 };
 
@@ -177,9 +179,9 @@ NYBBLE_ALWAYS_INLINE void scales_q4k(const uint8_t* block, float* s, float* m) {
     memcpy(m + 4, unordered + 12, 16);
 }
 
-template <bool five, typename Output, int h>
+template <bool five, int h, typename Output>
 NYBBLE_ALWAYS_INLINE void part_q4k(const uint8_t* nibbles, __m256i high, const float* s, const float* m,
-                                   typename Output::Element* out) {
+                                   Output& output, int64_t at) {
     const __m256i packed = load_32(nibbles + 32 * h);
     __m256i low = field<0>(packed, 0x0f);
     __m256i top = field<4>(packed, 0x0f);
@@ -187,73 +189,73 @@ NYBBLE_ALWAYS_INLINE void part_q4k(const uint8_t* nibbles, __m256i high, const f
         low = _mm256_or_si256(low, _mm256_slli_epi16(field<2 * h>(high, 1), 4));
         top = _mm256_or_si256(top, _mm256_slli_epi16(field<2 * h + 1>(high, 1), 4));
     }
-    Output::put(low, s[2 * h], s[2 * h], m[2 * h], m[2 * h], out + 64 * h);
-    Output::put(top, s[2 * h + 1], s[2 * h + 1], m[2 * h + 1], m[2 * h + 1], out + 64 * h + 32);
+    output.put_with_minimum(low, s[2 * h], m[2 * h], at + 64 * h);
+    output.put_with_minimum(top, s[2 * h + 1], m[2 * h + 1], at + 64 * h + 32);
 }
 
 template <bool five, typename Output>
-NYBBLE_ALWAYS_INLINE void put_q4k(const uint8_t* block, typename Output::Element* out) {
+NYBBLE_ALWAYS_INLINE void put_q4k(const uint8_t* block, Output& output, int64_t at) {
     float s[8];
     float m[8];
     scales_q4k<five>(block, s, m);
     const uint8_t* nibbles = block + (five ? 48 : 16);
     const __m256i high = five ? load_32(block + 16) : _mm256_setzero_si256();
-    part_q4k<five, Output, 0>(nibbles, high, s, m, out);
-    part_q4k<five, Output, 1>(nibbles, high, s, m, out);
-    part_q4k<five, Output, 2>(nibbles, high, s, m, out);
-    part_q4k<five, Output, 3>(nibbles, high, s, m, out);
+    part_q4k<five, 0>(nibbles, high, s, m, output, at);
+    part_q4k<five, 1>(nibbles, high, s, m, output, at);
+    part_q4k<five, 2>(nibbles, high, s, m, output, at);
+    part_q4k<five, 3>(nibbles, high, s, m, output, at);
 }
 
 struct VectorQ4K : BlockQ4K {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
-        put_q4k<false, Output>(block, out);
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        put_q4k<false>(block, output, at);
     }
 };
 
 struct VectorQ5K : BlockQ5K {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
-        put_q4k<true, Output>(block, out);
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        put_q4k<true>(block, output, at);
     }
 };
 
 struct VectorQ6K : BlockQ6K {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         float scales[16];
         scale_bytes(hardware_f16(block + 208), load_16(block + 192), scales);
-        for (int h = 0; h < 2; ++h, out += 128) {
+        for (int h = 0; h < 2; ++h, at += 128) {
             const float* s = scales + 8 * h;
             const __m256i a = load_32(block + 64 * h);
             const __m256i b = load_32(block + 64 * h + 32);
             const __m256i high = load_32(block + 128 + 32 * h);
-            part<Output>(field<0>(a, 0x0f), field<0>(_mm256_slli_epi16(high, 4), 0x30), s, out);
-            part<Output>(field<0>(b, 0x0f), field<0>(_mm256_slli_epi16(high, 2), 0x30), s + 2, out + 32);
-            part<Output>(field<4>(a, 0x0f), field<0>(high, 0x30), s + 4, out + 64);
-            part<Output>(field<4>(b, 0x0f), field<2>(high, 0x30), s + 6, out + 96);
+            part(field<0>(a, 0x0f), field<0>(_mm256_slli_epi16(high, 4), 0x30), s, output, at);
+            part(field<0>(b, 0x0f), field<0>(_mm256_slli_epi16(high, 2), 0x30), s + 2, output, at + 32);
+            part(field<4>(a, 0x0f), field<0>(high, 0x30), s + 4, output, at + 64);
+            part(field<4>(b, 0x0f), field<2>(high, 0x30), s + 6, output, at + 96);
         }
     }
 
 private:
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void part(__m256i low, __m256i high, const float* s, typename Output::Element* out) {
-        Output::put(_mm256_sub_epi8(_mm256_or_si256(low, high), bytes_of(32)), s[0], s[1], out);
+    static NYBBLE_ALWAYS_INLINE void part(__m256i low, __m256i high, const float* s, Output& output, int64_t at) {
+        output.put(_mm256_sub_epi8(_mm256_or_si256(low, high), bytes_of(32)), s[0], s[1], at);
     }
 };
 
 struct VectorIQ4NL : BlockQ4_0 {
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = hardware_f16(block);
-        Output::put(levels_of(grids::kvalues_iq4nl, nibbles_32(block + 2)), d, d, out);
+        output.put(levels_of(grids::kvalues_iq4nl, nibbles_32(block + 2)), d, at);
     }
 };
 
 struct VectorIQ4XS {
     static constexpr int size = 256, bytes = 136;
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const __m256i low =
             _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(block + 4))),
                                                _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)),
@@ -266,7 +268,7 @@ struct VectorIQ4XS {
         float s[8];
         _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_set1_ps(hardware_f16(block)), _mm256_cvtepi32_ps(scale)));
         for (int j = 0; j < 8; ++j) {
-            Output::put(levels_of(grids::kvalues_iq4nl, nibbles_32(block + 8 + 16 * j)), s[j], s[j], out + 32 * j);
+            output.put(levels_of(grids::kvalues_iq4nl, nibbles_32(block + 8 + 16 * j)), s[j], at + 32 * j);
         }
     }
 };
@@ -274,9 +276,9 @@ struct VectorIQ4XS {
 struct VectorMXFP4 {
     static constexpr int size = 32, bytes = 17;
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, typename Output::Element* out) {
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
         const float d = float_from_e8m0_half(block[0]);
-        Output::put(levels_of(grids::kvalues_mxfp4, nibbles_32(block + 1)), d, d, out);
+        output.put(levels_of(grids::kvalues_mxfp4, nibbles_32(block + 1)), d, at);
     }
 };
 
@@ -300,9 +302,8 @@ NYBBLE_ALWAYS_INLINE void for_each_vector_block(const Visit& visit) {
 
 template <typename Vector, typename Output>
 NYBBLE_NOINLINE void dequantize_vector(const uint8_t* blocks, typename Output::Element* out, int64_t n) {
-    for (int64_t i = 0; i < n; i += Vector::size, blocks += Vector::bytes) {
-        Vector::template put<Output>(blocks, out + i);
-    }
+    Output output{out};
+    for (int64_t at = 0; at < n; at += Vector::size, blocks += Vector::bytes) Vector::put(blocks, output, at);
 }
 
 }  // namespace

@@ -37,28 +37,34 @@ struct Avx2OutputBf16 {
 };
 
 template <typename Store>
-struct Avx2Output : Store {
+struct Avx2Output {
     using Element = typename Store::Element;
-    static NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, Element* out) {
-        half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), out);
-        half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), out + 16);
+    Element* out;
+
+    NYBBLE_ALWAYS_INLINE void put(__m256i q, float s, int64_t at) { put(q, s, s, at); }
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s, float m, int64_t at) {
+        put_with_minimum(q, s, s, m, m, at);
     }
-    static NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, float m0, float m1, Element* out) {
-        half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), _mm256_set1_ps(m0), out);
-        half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), _mm256_set1_ps(m1), out + 16);
+    NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, int64_t at) {
+        half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), out + at);
+        half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), out + at + 16);
     }
-    static NYBBLE_ALWAYS_INLINE void round(const float* p, uint16_t* out) {
-        store_bf16(out, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
-        store_bf16(out + 16, _mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24));
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1, int64_t at) {
+        half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), _mm256_set1_ps(m0), out + at);
+        half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), _mm256_set1_ps(m1), out + at + 16);
+    }
+    static NYBBLE_ALWAYS_INLINE void round(const float* p, uint16_t* to) {
+        store_bf16(to, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+        store_bf16(to + 16, _mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24));
     }
 
 private:
-    static NYBBLE_ALWAYS_INLINE void half(__m128i q, __m256 s, Element* out) {
-        Store::store(out, _mm256_mul_ps(s, floats_of_bytes(q)),
+    static NYBBLE_ALWAYS_INLINE void half(__m128i q, __m256 s, Element* to) {
+        Store::store(to, _mm256_mul_ps(s, floats_of_bytes(q)),
                      _mm256_mul_ps(s, floats_of_bytes(_mm_srli_si128(q, 8))));
     }
-    static NYBBLE_ALWAYS_INLINE void half(__m128i q, __m256 s, __m256 m, Element* out) {
-        Store::store(out, _mm256_add_ps(_mm256_mul_ps(s, floats_of_bytes(q)), m),
+    static NYBBLE_ALWAYS_INLINE void half(__m128i q, __m256 s, __m256 m, Element* to) {
+        Store::store(to, _mm256_add_ps(_mm256_mul_ps(s, floats_of_bytes(q)), m),
                      _mm256_add_ps(_mm256_mul_ps(s, floats_of_bytes(_mm_srli_si128(q, 8))), m));
     }
 };

@@ -38,16 +38,22 @@ private:
 template <typename Store>
 struct Avx512Output {
     using Element = typename Store::Element;
-    static NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, Element* out) {
-        Store::store(out, _mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)),
+    Element* out;
+
+    NYBBLE_ALWAYS_INLINE void put(__m256i q, float s, int64_t at) { put(q, s, s, at); }
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s, float m, int64_t at) {
+        put_with_minimum(q, s, s, m, m, at);
+    }
+    NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, int64_t at) {
+        Store::store(out + at, _mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)),
                      _mm512_mul_ps(_mm512_set1_ps(s1), second_of(q)));
     }
-    static NYBBLE_ALWAYS_INLINE void put(__m256i q, float s0, float s1, float m0, float m1, Element* out) {
-        Store::store(out, _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)), _mm512_set1_ps(m0)),
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1, int64_t at) {
+        Store::store(out + at, _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)), _mm512_set1_ps(m0)),
                      _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s1), second_of(q)), _mm512_set1_ps(m1)));
     }
-    static NYBBLE_ALWAYS_INLINE void round(const float* p, uint16_t* out) {
-        Avx512StoreBf16::store(out, _mm512_loadu_ps(p), _mm512_loadu_ps(p + 16));
+    static NYBBLE_ALWAYS_INLINE void round(const float* p, uint16_t* to) {
+        Avx512StoreBf16::store(to, _mm512_loadu_ps(p), _mm512_loadu_ps(p + 16));
     }
 
 private:

@@ -1,14 +1,20 @@
 // Weight kernels for AVX-VNNI (256-bit registers with dpbusd).
+#include "kernels/avx2/linear_int8.h"
 #include "kernels/encoding_kernels.h"
-
-#include <string.h>
 
 namespace nybble {
 namespace {
 
+struct DotAvxVnni {
+    static NYBBLE_ALWAYS_INLINE __m256i dot(__m256i u, __m256i s) {
+        return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, s);
+    }
+};
+
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_avx2(), sizeof table.entries);
+    add_linear_int8<DotAvxVnni>(table);
     return table;
 }
 
