@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,10 +126,8 @@ def _metaspace_prefix(description: dict[str, Any]) -> bool:
     decoder = description.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
         return False
-    return (
-        decoder.get("prepend_scheme", "always" if decoder.get("add_prefix_space", True) else "never")
-        != "never"
-    )
+    fallback = "always" if decoder.get("add_prefix_space", True) else "never"
+    return bool(decoder.get("prepend_scheme", fallback) != "never")
 
 
 def _vocabulary(runner: tokenizers.Tokenizer, spelling: Spelling) -> Vocabulary:
@@ -175,7 +173,7 @@ def _special_ids(
 def _around(runner: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """What the post-processor puts before and after a text, found by trying."""
     plain = runner.encode("a", add_special_tokens=False).ids
-    full = cast("list[int]", runner.encode("a", add_special_tokens=True).ids)
+    full = runner.encode("a", add_special_tokens=True).ids
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]

@@ -45,11 +45,10 @@ class FragmentEncoder:
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
-            if self._space_prefix:
-                piece = " " + piece
+            plain = " " + piece if self._space_prefix else piece
             if self._space_mark:
-                piece = piece.replace(" ", SPACE_MARK)
-            ids += self._runner.encode(piece, add_special_tokens=False).ids
+                plain = plain.replace(" ", SPACE_MARK)
+            ids += self._runner.encode(plain, add_special_tokens=False).ids
         return ids
 
 
@@ -127,7 +126,7 @@ def unigram(
     pieces = [
         # A name with a space can never be found in normalized text; byte tokens are found by name.
         (f" {i}" if kind in hidden and kind != TokenType.BYTE else text, float(score))
-        for i, (text, score, kind) in enumerate(zip(vocabulary.texts, scores, vocabulary.types))
+        for i, (text, score, kind) in enumerate(zip(vocabulary.texts, scores, vocabulary.types, strict=True))
     ]
     model = _checked(lambda: Unigram(pieces, unk_id=special.unk, byte_fallback=byte_fallback))
     runner = tokenizers.Tokenizer(model)
@@ -155,7 +154,7 @@ def word_piece(
         raise FormatError("a WordPiece vocabulary needs tokenizer.ggml.unknown_token_id")
     names: dict[str, int] = {}
     steering = (TokenType.CONTROL, TokenType.UNKNOWN)
-    for i, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types)):
+    for i, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types, strict=True)):
         if kind in steering:
             names[f" {i}"] = i
         else:

@@ -155,7 +155,15 @@ def _build(data: _Metadata) -> Tokenizer:
     if data.flag("treat_whitespace_as_suffix", False):
         raise UnsupportedError("tokenizers that put the space behind the word are not supported")
 
-    runner, space_prefix = _runner(data, model, row, vocabulary, ids, special, space_prefix)
+    runner, space_prefix = _runner(
+        data,
+        model,
+        row=row,
+        vocabulary=vocabulary,
+        ids=ids,
+        special=special,
+        space_prefix=space_prefix,
+    )
     always, parsed = _splitters(data, model, vocabulary, ids)
     encoder = FragmentEncoder(
         runner,
@@ -270,6 +278,7 @@ def _splitters(
 def _runner(
     data: _Metadata,
     model: str,
+    *,
     row: PreTokenizer,
     vocabulary: Vocabulary,
     ids: dict[str, int],

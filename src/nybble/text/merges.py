@@ -35,7 +35,7 @@ def merges_from_scores(
     hashes collide, a pair does not make a token and `tokenizers` refuses the merges.
     """
     ids = np.flatnonzero(mergeable)
-    words = [texts[i] for i in ids]
+    words = [texts[i] for i in ids.tolist()]
     if not words:
         return []
     if len(words) >= 1 << 21:
@@ -69,7 +69,7 @@ def merges_from_scores(
     order = np.argsort((rank[owner] << 42) | (left << 21) | right)
     left, right, owner = left[order], right[order], owner[order]
     names = np.array(words, dtype=object)
-    return list(zip(names[left].tolist(), names[right].tolist()))
+    return list(zip(names[left].tolist(), names[right].tolist(), strict=True))
 
 
 def _prefix_sums(values: U64) -> tuple[U64, U64]:
@@ -90,7 +90,8 @@ def _mix(values: U64) -> U64:
     """Spreads the entropy to all bits (finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: U64 = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 class _HashTable:
@@ -117,7 +118,8 @@ class _HashTable:
 
     @staticmethod
     def _place(keys: U64, shift: np.uint64) -> I64:
-        return ((keys >> shift) & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
+        place: I64 = ((keys >> shift) & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
+        return place
 
     def find(self, wanted: U64) -> I64:
         """Index of each wanted hash in ``keys``, or -1; shape (len(wanted),)."""

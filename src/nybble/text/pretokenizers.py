@@ -13,6 +13,13 @@ from dataclasses import dataclass
 
 from nybble.errors import UnsupportedError
 
+
+def _ranges(listed: str) -> str:
+    """A character class of code points given in hexadecimal: ``"41-5A 61"`` is ``[A-Za]``."""
+    ends = (part.split("-") for part in listed.split())
+    return "[" + "".join("-".join(rf"\x{{{end}}}" for end in pair) for pair in ends) + "]"
+
+
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -32,16 +39,29 @@ _GPT4O = (
 )
 _TEKKEN = rf"{_CASED_WORD}|{_CAPITAL_WORD}|\p{{N}}|{_SLASH_PUNCTUATION}|{_SPACES}"
 _ASCII_PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
-_DEEPSEEK_CJK = r"[一-龥぀-ゟ゠-ヿ]+"
+_DEEPSEEK_CJK = _ranges("4E00-9FA5 3040-309F 30A0-30FF") + "+"
 _DEEPSEEK_WORD = rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
 _DEEPSEEK3 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
-# Cased and caseless letters that DeepSeek-LLM's tokenizer.json lists, by range.
-_DEEPSEEK_LETTERS = (
-    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗ"
-    "ὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ"
-    "𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+# Cased letters as DeepSeek-LLM's tokenizer.json lists them.
+_DEEPSEEK_LETTERS = _ranges(
+    "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 "
+    "388-38A 38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA "
+    "1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 "
+    "1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC "
+    "1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139 "
+    "213C-213F 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B "
+    "A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F "
+    "104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
 )
-_DEEPSEEK_HAN = "[一-龥ࠀ-一가-퟿]+"
+_DEEPSEEK_PUNCTUATION = _ranges("21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
+_DEEPSEEK_HAN = _ranges("4E00-9FA5 800-4E00 AC00-D7FF") + "+"
+# Scripts without spaces between words, as AFMoE's and Youtu's tokenizers list them.
+_ASIAN_SCRIPTS = _ranges(
+    "4E00-9FFF 3400-4DBF F900-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E00-E7F E80-EFF "
+    "1780-17FF 1000-109F AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF"
+)
+_HANGUL, _BOPOMOFO = _ranges("AC00-D7A3 3131-318E"), _ranges("3105-312F")
+_WIDE_PUNCTUATION = _ranges("FF01 2026 201C 201D 2018 2019 2014 FF1A FF1B FF0C 3001-303F FE30-FE4F")
 _NOT_LIST_PUNCTUATION = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _LINES = r"[^\n]+|[\n]+"
 _HAN_FREE_UPPER = rf"[{_UPPER}&&[^\p{{Han}}]]"
@@ -113,8 +133,8 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",
-            rf"\s?[{_DEEPSEEK_LETTERS}]+",
-            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            rf"\s?{_DEEPSEEK_LETTERS}+",
+            rf"\s?{_DEEPSEEK_PUNCTUATION}+",
             r"\s+$",
             _DEEPSEEK_HAN,
             r"\p{N}+",
@@ -135,7 +155,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     ),
     "youtu": PreTokenizer(
         (
-            rf"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|{_DEEPSEEK_CJK}",
+            rf"{_HANGUL}+|{_WIDE_PUNCTUATION}+|{_BOPOMOFO}+|{_DEEPSEEK_CJK}",
             rf"{_CASED_WORD}{_CONTRACTION}?|{_CAPITAL_WORD}{_CONTRACTION}?"
             rf"|\p{{N}}|{_SLASH_PUNCTUATION}|{_SPACES}",
         ),
@@ -145,7 +165,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         (
             # Digits in threes, counted from the right.
             r"\p{Nd}{1,3}(?=(?:\p{Nd}{3})*(?!\p{Nd}))",
-            "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
+            _ASIAN_SCRIPTS + "+",
             _DEEPSEEK3,
         )
     ),
