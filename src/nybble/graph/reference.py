@@ -31,7 +31,7 @@ def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
 
 def rms_norm(x: Floats, weight: Floats, eps: float, offset: float, group: int) -> Floats:
     """x / sqrt(mean(x**2) + eps) * (weight + offset), the mean over each ``group`` columns."""
-    groups = x.reshape(len(x), -1, group)
+    groups = x.reshape(len(x), x.shape[1] // group, group)
     mean = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
     normal = groups / np.sqrt(mean + np.float32(eps))
     return (normal * (weight + np.float32(offset))).reshape(x.shape)
@@ -56,7 +56,7 @@ def rotary(
     angles = positions.astype(np.float32)[:, None] * inverse_frequencies
     cos = (np.cos(angles) * np.float32(factor))[:, None, :]
     sin = (np.sin(angles) * np.float32(factor))[:, None, :]
-    heads = x.reshape(len(x), -1, head_dim)
+    heads = x.reshape(len(x), x.shape[1] // head_dim, head_dim)
     first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
     second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
     a, b = heads[..., first], heads[..., second]
@@ -86,8 +86,9 @@ def attention(
         (n, heads * head_dim).
     """
     length, new = len(keys), len(q)
-    k = keys.reshape(length, -1, head_dim).transpose(1, 2, 0)  # (key_value_heads, head_dim, length)
-    v = values.reshape(length, -1, head_dim).transpose(1, 0, 2)
+    key_heads = keys.shape[1] // head_dim
+    k = keys.reshape(length, key_heads, head_dim).transpose(1, 2, 0)  # (key_value_heads, head_dim, length)
+    v = values.reshape(length, key_heads, head_dim).transpose(1, 0, 2)
     repeats = q.shape[1] // keys.shape[1]
     queries = q.reshape(new, len(k), repeats, head_dim).transpose(1, 2, 0, 3)
     result = np.empty((new, len(k), repeats, head_dim), np.float32)
@@ -105,7 +106,7 @@ def attention(
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         result[start : start + QUERY_BLOCK] = (weights @ v[:, None]).transpose(2, 0, 1, 3)
-    return result.reshape(new, -1)
+    return result.reshape(q.shape)
 
 
 def softcap_logits(x: Floats, cap: float) -> Floats:
