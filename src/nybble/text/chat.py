@@ -155,7 +155,8 @@ class ChatTemplate:
 
         if len(self.source) > self.limits.source_chars:
             raise TemplateError(
-                f"the chat template has {len(self.source)} characters; the limit is {self.limits.source_chars}"
+                f"the chat template has {len(self.source)} characters; "
+                f"the limit is {self.limits.source_chars}"
             )
         try:
             return environment().from_string(self.source)

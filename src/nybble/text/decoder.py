@@ -36,7 +36,7 @@ class IncrementalDecoder:
             self._at_start = True
             return ""
         data = vocabulary.token_bytes(token_id)
-        if special or vocabulary.types[token_id] == TokenType.USER_DEFINED:
+        if special or vocabulary.types.item(token_id) == TokenType.USER_DEFINED:
             self._at_start = True
         elif data and self._at_start:
             if self._space_prefix and data.startswith(b" "):

@@ -50,6 +50,9 @@ def byte_of(text: str) -> int | None:
     return int(match.group(1), 16) if match else None
 
 
+_STEERING = (int(TokenType.CONTROL), int(TokenType.UNKNOWN))
+
+
 class Vocabulary:
     """Token texts as the file spells them, one ``TokenType`` each (uint8, shape (size,))."""
 
@@ -70,7 +73,7 @@ class Vocabulary:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token steers the model and is no text: control and unknown tokens."""
-        return self.types[self.check(token_id)] in (TokenType.CONTROL, TokenType.UNKNOWN)
+        return self.types.item(self.check(token_id)) in _STEERING
 
     def of_type(self, *types: TokenType) -> list[int]:
         """Ids of all tokens of these types, ascending."""
@@ -85,7 +88,7 @@ class Vocabulary:
         return known
 
     def _spell(self, token_id: int) -> bytes:
-        text, kind = self.texts[token_id], self.types[token_id]
+        text, kind = self.texts[token_id], self.types.item(token_id)
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
             return text.encode("utf-8", "replace")
         if kind == TokenType.BYTE:
