@@ -75,6 +75,7 @@ def test_attention_factor_of_the_file_wins() -> None:
     [
         (replace(LONG, short_factor=(1.0,)), "short_factor has 1 values; 4 are needed"),
         (replace(LONG, original_max_position_embeddings=None), "longrope scaling needs original"),
+        (replace(PLAIN, kind="yarn", theta=1.0, original_max_position_embeddings=9), "theta above 1"),
         (replace(PLAIN, frequency_factors=(1.0,)), "frequency_factors has 1 values"),
         (
             replace(PLAIN, kind="llama3", original_max_position_embeddings=9, low_freq_factor=4.0),

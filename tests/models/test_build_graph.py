@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.config import ModelConfig, RopeConfig
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import FormatError, UnsupportedError
 from nybble.models import ARCHITECTURES, build_graph
@@ -56,6 +56,7 @@ def test_missing_tensor_is_named() -> None:
         ({"num_attention_heads": 2}, "q_proj.weight: gives 32 features, but the config says 16"),
         ({"num_key_value_heads": 4}, "k_proj.weight: gives 16 features, but the config says 32"),
         ({"head_dim": 2**30}, "q_proj.weight: gives 32 features"),
+        ({"rope": RopeConfig(theta=1e4, rotary_dim=10)}, "cannot rotate 10 features of a head of 8"),
         ({"intermediate_size": 2**31 - 1}, "gate_proj.weight: gives 48 features"),
         ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.input_layernorm.weight"),
         ({"attention_bias": True}, r"lacks the tensor model.layers.0.self_attn.q_proj.bias"),

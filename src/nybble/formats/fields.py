@@ -15,6 +15,8 @@ from nybble.errors import FormatError, UnsupportedError
 
 MAX_INTEGER = 2**31 - 1
 """The largest size that any field may have: every real one is far below."""
+SMALLEST = 1e-12
+"""The smallest value of a field that must be above 0: its inverse stays finite in float32."""
 
 
 class Fields:
@@ -36,6 +38,10 @@ class Fields:
     def error(self, key: str, problem: str) -> FormatError:
         """The error for a bad value of ``key``."""
         return FormatError(f"{self._where}: {self._prefix}{key} {problem}")
+
+    def unsupported(self, key: str, problem: str) -> UnsupportedError:
+        """The error for a value of ``key`` that is valid, but not supported."""
+        return UnsupportedError(f"{self._where}: {self._prefix}{key} {problem}")
 
     def fields(self, key: str) -> Fields:
         """The mapping under ``key``, empty where absent."""
@@ -61,9 +67,7 @@ class Fields:
         if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value):
             first = value[0]
             if any(item != first for item in value):
-                raise UnsupportedError(
-                    f"{self._where}: {self._prefix}{key} differs between layers; one value for all is needed"
-                )
+                raise self.unsupported(key, "differs between layers; one value for all is needed")
             value = first.item() if isinstance(first, np.generic) else first
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(key, f"must be a whole number, found {_show(value)}")
@@ -89,7 +93,7 @@ class Fields:
     def positive(self, key: str, default: Any = ...) -> float:
         """A finite number above zero; ``default`` must not be None."""
         value: float = self.number(key, default)
-        if value <= 0:
+        if value < SMALLEST:
             raise self.error(key, f"is {value}; it must be above 0")
         return value
 
@@ -109,7 +113,7 @@ class Fields:
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """Exactly ``count`` finite numbers above zero."""
-        return tuple(self._number(key, item, 1e-12, 1e12) for item in self._items(key, count))
+        return tuple(self._number(key, item, SMALLEST, 1e12) for item in self._items(key, count))
 
     def booleans(self, key: str, count: int) -> tuple[bool, ...]:
         """At least ``count`` flags, given as true/false or 0/1; the rest is ignored."""

@@ -92,6 +92,8 @@ class GraphBuilder:
         """Rotary position embedding over each head of ``x``; ``rope=None`` returns ``x`` itself."""
         if rope is None:
             return x
+        if not 2 <= rope.rotary_dim <= head_dim or rope.rotary_dim % 2:
+            raise FormatError(f"rotary: cannot rotate {rope.rotary_dim} features of a head of {head_dim}")
         return self._add("rotary", (x,), x.width, (), head_dim=head_dim, rope=rope)
 
     def attention(

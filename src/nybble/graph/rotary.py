@@ -93,6 +93,8 @@ def _longrope(rope: RopeConfig, exponents: Floats, length: int) -> tuple[Floats,
 def _yarn(rope: RopeConfig, exponents: Floats, length: int) -> tuple[Floats, float]:
     """Between the pairs that turn beta_slow and beta_fast times, a ramp from stretched to kept."""
     original, half = _original(rope), len(exponents)
+    if rope.theta <= 1:
+        raise FormatError(f"rope: yarn needs a theta above 1, not {rope.theta}")
 
     def pair_that_turns(times: float) -> float:
         return rope.rotary_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(rope.theta))

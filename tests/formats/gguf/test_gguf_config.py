@@ -102,6 +102,15 @@ def test_phi3_is_not_permuted_and_longrope_comes_from_tensors() -> None:
         config("phi3", short, tensor("rope_factors_long.weight", 8, value=0.0), **keys)
 
 
+def test_a_factor_without_a_type_is_linear_and_longrope_needs_its_tensors() -> None:
+    for key in ("rope__scaling__factor", "rope__scale_linear"):
+        rope = config(**{key: 4.0}).rope
+        assert (rope.kind, rope.factor) == ("linear", 4.0)
+    keys = {"rope__scaling__type": "longrope", "rope__scaling__original_context_length": 512}
+    with pytest.raises(FormatError, match=r"needs the tensor rope_factors_short.weight, which is missing"):
+        config(**keys)
+
+
 def test_smollm3_leaves_every_fourth_layer_without_rotary() -> None:
     result = config("smollm3", block_count=8)
     assert [result.layer_rope(layer) is None for layer in range(8)] == [False, False, False, True] * 2
@@ -154,6 +163,7 @@ def test_gemma_patterns_and_scales() -> None:
         ("rope.dimension_count", 17, "llama.rope.dimension_count is 17; 2 to 16"),
         ("rope.dimension_count", 15, "llama.rope.dimension_count is 15; it must be even"),
         ("rope.freq_base", 0.0, "llama.rope.freq_base is 0.0; it must be above 0"),
+        ("rope.freq_base", 1e-300, "llama.rope.freq_base is 1e-300; it must be above 0"),
         ("rope.freq_base", math.inf, "llama.rope.freq_base is inf"),
         ("rope.scaling.type", 3, "llama.rope.scaling.type must be text"),
         ("rope.scaling.factor", 0.0, "llama.rope.scaling.factor is 0.0; it must be above 0"),

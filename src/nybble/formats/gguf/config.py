@@ -105,9 +105,7 @@ def _head_dim(fields: Fields, hidden_size: int, heads: int) -> int:
     else:
         head_dim = hidden_size // heads
     if fields.integer("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedError(
-            fields.error("attention.value_length", f"differs from the key length {head_dim}").args[0]
-        )
+        raise fields.unsupported("attention.value_length", f"differs from the key length {head_dim}")
     return head_dim
 
 
@@ -125,24 +123,27 @@ def _rope(fields: Fields, tensors: Mapping[str, Tensor], head_dim: int, interlea
         interleaved=interleaved,
         frequency_factors=_divisors(tensors, "rope_freqs.weight", rotary_dim, fields),
     )
+    return _SCALINGS[_scaling_kind(fields, tensors)](rope, fields, tensors)
+
+
+def _scaling_kind(fields: Fields, tensors: Mapping[str, Tensor]) -> str:
+    """``rope.scaling.type``; files of Phi-3 do not name it, but hold longrope's tensors."""
     if "rope_factors_long.weight" in tensors or "rope_factors_short.weight" in tensors:
-        return _longrope(rope, fields, tensors)
-    kind = fields.string("rope.scaling.type", "linear" if fields.has("rope.scale_linear") else "none")
-    scaling = _SCALINGS.get(kind)
-    if scaling is None:
-        raise UnsupportedError(
-            fields.error("rope.scaling.type", f"is {kind!r}; known: {', '.join(_SCALINGS)}").args[0]
-        )
-    return scaling(rope, fields)
+        return "longrope"
+    has_factor = fields.has("rope.scaling.factor") or fields.has("rope.scale_linear")
+    kind = fields.string("rope.scaling.type", "linear" if has_factor else "none")
+    if kind not in _SCALINGS:
+        raise fields.unsupported("rope.scaling.type", f"is {kind!r}; known: {', '.join(_SCALINGS)}")
+    return kind
 
 
-def _linear(rope: RopeConfig, fields: Fields) -> RopeConfig:
+def _linear(rope: RopeConfig, fields: Fields, tensors: Mapping[str, Tensor]) -> RopeConfig:
     # rope.scale_linear is the key's name in files of 2023.
     key = "rope.scaling.factor" if fields.has("rope.scaling.factor") else "rope.scale_linear"
     return replace(rope, kind="linear", factor=fields.positive(key, 1.0))
 
 
-def _yarn(rope: RopeConfig, fields: Fields) -> RopeConfig:
+def _yarn(rope: RopeConfig, fields: Fields, tensors: Mapping[str, Tensor]) -> RopeConfig:
     factor = fields.positive("rope.scaling.factor")
     # llama.cpp multiplies its own 1 + 0.1 ln(factor) by this key.
     multiplier = fields.positive(
@@ -176,11 +177,11 @@ def _longrope(rope: RopeConfig, fields: Fields, tensors: Mapping[str, Tensor]) -
     )
 
 
-_SCALINGS: Mapping[str, Callable[[RopeConfig, Fields], RopeConfig]] = {
-    "none": lambda rope, fields: rope,
+_SCALINGS: Mapping[str, Callable[[RopeConfig, Fields, Mapping[str, Tensor]], RopeConfig]] = {
+    "none": lambda rope, fields, tensors: rope,
     "linear": _linear,
     "yarn": _yarn,
-    "longrope": lambda rope, fields: rope,  # without its tensors: nothing to scale with
+    "longrope": _longrope,
 }
 """``rope.scaling.type``. llama3's scaling has no name here: ``rope_freqs.weight`` holds its result."""
 

@@ -81,9 +81,7 @@ def read_config(values: Mapping[str, object], where: str = "config.json") -> Mod
 def _activation(fields: Fields) -> str:
     name = fields.string("hidden_activation", fields.string("hidden_act", "silu"))
     if name not in ACTIVATIONS:
-        raise UnsupportedError(
-            fields.error("hidden_act", f"is {name!r}; known: {', '.join(ACTIVATIONS)}").args[0]
-        )
+        raise fields.unsupported("hidden_act", f"is {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -113,9 +111,7 @@ def _scaled(
     kind = scaling.string("rope_type", scaling.string("type", "default"))
     read = _SCALINGS.get(names.get(kind, kind))
     if read is None:
-        raise UnsupportedError(
-            scaling.error("rope_type", f"is {kind!r}; known: {', '.join(_SCALINGS)}").args[0]
-        )
+        raise scaling.unsupported("rope_type", f"is {kind!r}; known: {', '.join(_SCALINGS)}")
     return read(RopeConfig(theta=theta, rotary_dim=rotary_dim), fields, scaling)
 
 
@@ -145,7 +141,7 @@ def _llama3(rope: RopeConfig, fields: Fields, scaling: Fields) -> RopeConfig:
 
 def _yarn(rope: RopeConfig, fields: Fields, scaling: Fields) -> RopeConfig:
     if not scaling.boolean("truncate", True):
-        raise UnsupportedError(scaling.error("truncate", "is false, which is not supported").args[0])
+        raise scaling.unsupported("truncate", "is false, which is not supported")
     original = _original(fields, scaling)
     return replace(
         rope,
@@ -202,9 +198,7 @@ def _window(config: ModelConfig, fields: Fields, slides: Callable[[int], bool]) 
     if fields.has("layer_types"):
         given = fields.strings("layer_types", config.num_hidden_layers)
         if unknown := set(given) - {"full_attention", "sliding_attention"}:
-            raise UnsupportedError(
-                fields.error("layer_types", f"has unknown kinds: {', '.join(sorted(unknown))}").args[0]
-            )
+            raise fields.unsupported("layer_types", f"has unknown kinds: {', '.join(sorted(unknown))}")
         kinds = tuple(
             "sliding_attention" if kind == "sliding_attention" else "full_attention" for kind in given
         )
@@ -270,7 +264,7 @@ def _gemma2(config: ModelConfig, fields: Fields) -> ModelConfig:
 
 def _gemma3(config: ModelConfig, fields: Fields) -> ModelConfig:
     if fields.boolean("use_bidirectional_attention", False):
-        raise UnsupportedError(fields.error("use_bidirectional_attention", "is true; not supported").args[0])
+        raise fields.unsupported("use_bidirectional_attention", "is true; not supported")
     local = fields.fields("rope_parameters").fields("sliding_attention")
     theta = local.positive("rope_theta", fields.positive("rope_local_base_freq", 10000.0))
     # transformers ignores Gemma 3's attention softcap.
