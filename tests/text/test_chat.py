@@ -183,6 +183,7 @@ def test_messages_must_be_messages() -> None:
 
 def test_templates_equal_transformers() -> None:
     chat = pytest.importorskip("transformers.utils.chat_template_utils")
+    compared = 0
     for path in FILES:
         source = path.read_text("utf-8")
         if "datetime" in source or "functions" in source:
@@ -201,8 +202,8 @@ def test_templates_equal_transformers() -> None:
                 theirs, _ = chat.render_jinja_template(
                     [messages], tools=tools, chat_template=source, add_generation_prompt=True, **values
                 )
-            except TypeError:  # one template must have tools
-                with pytest.raises(TemplateError, match="TypeError"):
-                    template.render(messages, tools=tools)
+            except TypeError:  # one must have tools, another gives tojson a generator (which we allow)
                 continue
+            compared += 1
             assert template.render(messages, tools=tools) == theirs[0], path.name
+    assert compared >= 12
