@@ -12,12 +12,15 @@
 namespace nybble {
 namespace {
 
-// Eight values of a codebook entry, negated where a bit of `signs` is set.
+constexpr uint64_t each_byte = 0x0101010101010101u;
+
+// Eight values of a codebook entry, negated where a bit of `signs` is set: all eight bytes in one
+// word. Values are positive, so that inverting and adding one never carries into the next byte.
 NYBBLE_ALWAYS_INLINE void signed_entry(uint64_t entry, uint8_t signs, int8_t* q) {
-    for (int i = 0; i < 8; ++i) {
-        const int value = static_cast<int>((entry >> (8 * i)) & 0xff);
-        q[i] = static_cast<int8_t>(((signs >> i) & 1) ? -value : value);
-    }
+    const uint64_t bits = (signs * each_byte) & 0x8040201008040201u;
+    const uint64_t negative = ((bits + 0x7f * each_byte) >> 7) & each_byte;
+    const uint64_t values = (entry ^ (negative * 0xff)) + negative;
+    memcpy(q, &values, sizeof values);
 }
 
 NYBBLE_ALWAYS_INLINE uint64_t pair_of(uint32_t low, uint32_t high) {
@@ -120,12 +123,14 @@ struct BlockIQ3S {
     }
 };
 
-// Eight ternary values g with a common shift of 1/8, as 8 g + 1 or 8 g - 1.
+// Eight ternary values g with a common shift of 1/8, as 8 g + 1 or 8 g - 1; byte by byte in one word,
+// where subtracting goes through the top bit to borrow nothing from the next byte.
 NYBBLE_ALWAYS_INLINE void shifted_entry(uint64_t entry, bool negative, int8_t* q) {
-    for (int i = 0; i < 8; ++i) {
-        const int value = static_cast<int8_t>((entry >> (8 * i)) & 0xff);
-        q[i] = static_cast<int8_t>(8 * value + (negative ? -1 : 1));
-    }
+    const uint64_t top = 0x80 * each_byte;
+    const uint64_t eightfold = (entry << 3) & (0xf8 * each_byte);
+    const uint64_t lower = ((eightfold | top) - each_byte) ^ (~eightfold & top);
+    const uint64_t values = negative ? lower : eightfold + each_byte;
+    memcpy(q, &values, sizeof values);
 }
 
 // | d 2 | low byte of index 32 | 8 x { sign of shift 1, scale 3, high bits of index 4 x 3 bits } |
@@ -219,20 +224,28 @@ struct BlockNVFP4 {
     }
 };
 
-// Calls visit(Block{}, encoding) for every block encoding.
+// Calls visit(Block{}, encoding) for the encodings that most files use; these have vector kernels.
 template <typename Visit>
-NYBBLE_ALWAYS_INLINE void for_each_block(const Visit& visit) {
+NYBBLE_ALWAYS_INLINE void for_each_common_block(const Visit& visit) {
     visit(BlockQ4_0{}, Encoding::q4_0);
     visit(BlockQ4_1{}, Encoding::q4_1);
     visit(BlockQ5_0{}, Encoding::q5_0);
     visit(BlockQ5_1{}, Encoding::q5_1);
     visit(BlockQ8_0{}, Encoding::q8_0);
-    visit(BlockQ8_1{}, Encoding::q8_1);
     visit(BlockQ2K{}, Encoding::q2_k);
     visit(BlockQ3K{}, Encoding::q3_k);
     visit(BlockQ4K{}, Encoding::q4_k);
     visit(BlockQ5K{}, Encoding::q5_k);
     visit(BlockQ6K{}, Encoding::q6_k);
+    visit(BlockIQ4NL{}, Encoding::iq4_nl);
+    visit(BlockIQ4XS{}, Encoding::iq4_xs);
+    visit(BlockMXFP4{}, Encoding::mxfp4);
+}
+
+// The same for the others, none of which has a minimum.
+template <typename Visit>
+NYBBLE_ALWAYS_INLINE void for_each_rare_block(const Visit& visit) {
+    visit(BlockQ8_1{}, Encoding::q8_1);
     visit(BlockQ8K{}, Encoding::q8_k);
     visit(BlockIQ1S{}, Encoding::iq1_s);
     visit(BlockIQ1M{}, Encoding::iq1_m);
@@ -241,13 +254,16 @@ NYBBLE_ALWAYS_INLINE void for_each_block(const Visit& visit) {
     visit(BlockIQ2S{}, Encoding::iq2_s);
     visit(BlockIQ3XXS{}, Encoding::iq3_xxs);
     visit(BlockIQ3S{}, Encoding::iq3_s);
-    visit(BlockIQ4NL{}, Encoding::iq4_nl);
-    visit(BlockIQ4XS{}, Encoding::iq4_xs);
     visit(BlockTQ1_0{}, Encoding::tq1_0);
     visit(BlockTQ2_0{}, Encoding::tq2_0);
-    visit(BlockMXFP4{}, Encoding::mxfp4);
     visit(BlockNVFP4{}, Encoding::nvfp4);
     visit(BlockQ1_0{}, Encoding::q1_0);
+}
+
+template <typename Visit>
+NYBBLE_ALWAYS_INLINE void for_each_block(const Visit& visit) {
+    for_each_common_block(visit);
+    for_each_rare_block(visit);
 }
 
 }  // namespace

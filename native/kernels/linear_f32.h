@@ -84,14 +84,13 @@ void add_block_f32(EncodingKernels& entry) {
 }
 
 template <typename Vector>
-void add_all_f32(EncodingKernelTable& table) {
+void add_plain_f32(EncodingKernelTable& table) {
     table[Encoding::f32].dequantize_f32 = copy_f32;
     table[Encoding::f16].dequantize_f32 = widen_f16;
     table[Encoding::bf16].dequantize_f32 = widen_bf16;
     table[Encoding::f32].linear_f32 = linear_f32<Vector, copy_f32, 1, 4>;
     table[Encoding::f16].linear_f32 = linear_f32<Vector, widen_f16, 1, 2>;
     table[Encoding::bf16].linear_f32 = linear_f32<Vector, widen_bf16, 1, 2>;
-    for_each_block([&](auto block, Encoding encoding) { add_block_f32<Vector, decltype(block)>(table[encoding]); });
 }
 
 }  // namespace

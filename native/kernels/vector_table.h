@@ -51,7 +51,8 @@ void add_vector_bf16(EncodingKernelTable& table) {
 
 template <typename Floats, typename Output>
 void add_vector_f32(EncodingKernelTable& table) {
-    add_all_f32<Floats>(table);
+    add_plain_f32<Floats>(table);
+    for_each_rare_block([&](auto block, Encoding encoding) { add_block_f32<Floats, decltype(block)>(table[encoding]); });
     table[Encoding::f16].dequantize_f32 = widen_f16_hardware;
     table[Encoding::f16].linear_f32 = linear_f32<Floats, widen_f16_hardware, 1, 2>;
     for_each_vector_block([&](auto vector, Encoding encoding) {

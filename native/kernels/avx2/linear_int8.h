@@ -10,6 +10,7 @@
 #include "kernels/avx2/floats.h"
 #include "kernels/dispatch.h"
 #include "kernels/encoding_kernels.h"
+#include "kernels/iq_blocks.h"
 
 namespace nybble {
 namespace {
@@ -104,8 +105,26 @@ void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8R
     });
 }
 
+// Encodings without a vector unpacking of their own: the scalar one, then the same products.
+template <typename Block>
+struct ScalarUnpacking : Block {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        int8_t q[Block::size];
+        float s[Block::size / 16];
+        float m[Block::size / 16];
+        Block::unpack(block, q, s, m);
+        for (int i = 0; i < Block::size; i += 32) {
+            output.put(load_32(reinterpret_cast<const uint8_t*>(q + i)), s[i / 16], s[i / 16 + 1], at + i);
+        }
+    }
+};
+
 template <typename Dot>
 void add_linear_int8(EncodingKernelTable& table) {
+    for_each_rare_block([&](auto block, Encoding encoding) {
+        table[encoding].linear_int8 = linear_int8<ScalarUnpacking<decltype(block)>, Dot>;
+    });
     for_each_vector_block([&](auto vector, Encoding encoding) {
         table[encoding].linear_int8 = linear_int8<decltype(vector), Dot>;
     });

@@ -82,12 +82,13 @@ void dequantize_bf16(const uint8_t* blocks, uint16_t* out, int64_t n) {
 
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
-    add_all_f32<PortableFloats>(table);
+    add_plain_f32<PortableFloats>(table);
     table[Encoding::f32].dequantize_bf16 = dequantize_bf16<copy_f32, 1, 4>;
     table[Encoding::f16].dequantize_bf16 = dequantize_bf16<widen_f16, 1, 2>;
     table[Encoding::bf16].dequantize_bf16 = dequantize_bf16<widen_bf16, 1, 2>;
     for_each_block([&](auto block, Encoding encoding) {
         using Block = decltype(block);
+        add_block_f32<PortableFloats, Block>(table[encoding]);
         table[encoding].dequantize_bf16 = dequantize_bf16<dequantize_blocks_f32<Block>, Block::size, Block::bytes>;
         table[encoding].linear_int8 = linear_int8<Block>;
     });
