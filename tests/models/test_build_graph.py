@@ -77,3 +77,15 @@ def test_weight_that_is_no_matrix() -> None:
     checkpoint.tensors = {**checkpoint.tensors, name: Tensor(name, (48 * 32,), old.encoding, old.data)}
     with pytest.raises(FormatError, match=rf"{name}: expected a matrix, found shape \(1536,\)"):
         build_graph(checkpoint)
+
+
+def test_weights_that_nothing_uses_are_refused() -> None:
+    checkpoint = tiny_checkpoint()
+    extra = checkpoint.tensors["model.norm.weight"]
+    for name in ("model.layers.1.self_attn.q_proj.bias", "model.layers.0.self_attn.q_norm.weight"):
+        checkpoint.tensors = {**tiny_checkpoint().tensors, name: extra}
+        with pytest.raises(UnsupportedError, match=f"1 tensors that .* does not use: {name}"):
+            build_graph(checkpoint)
+    for name in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
+        checkpoint.tensors = {**tiny_checkpoint().tensors, name: extra}
+        build_graph(checkpoint)

@@ -35,7 +35,9 @@ def build_graph(checkpoint: Checkpoint) -> Graph:
     """The operators of a model.
 
     Raises:
-        UnsupportedError: no family is registered for the architecture; the message lists all.
+        UnsupportedError: no family is registered for the architecture (the message lists all), or
+            the checkpoint has weights that the family does not use: without them the answers
+            would be wrong.
         FormatError: a tensor is missing or its shape does not fit the config.
     """
     config = checkpoint.config
@@ -44,4 +46,21 @@ def build_graph(checkpoint: Checkpoint) -> Graph:
         raise UnsupportedError(
             f"unknown model architecture {config.architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
-    return build(config, GraphBuilder(checkpoint.tensors))
+    graph = build(config, GraphBuilder(checkpoint.tensors))
+    _check_all_used(checkpoint, graph)
+    return graph
+
+
+def _check_all_used(checkpoint: Checkpoint, graph: Graph) -> None:
+    used = {name for node in graph.nodes for name in node.weights}
+    if checkpoint.config.tie_word_embeddings:
+        used.add("lm_head.weight")  # some files store the embedding twice
+    unused = [
+        name for name in checkpoint.tensors if name not in used and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if unused:
+        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        raise UnsupportedError(
+            f"the checkpoint has {len(unused)} tensors that a model of the architecture"
+            f" {checkpoint.config.architecture!r} with its config does not use: {shown}"
+        )

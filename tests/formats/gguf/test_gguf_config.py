@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Tensor
-from nybble.errors import FormatError, UnsupportedError
+from nybble.errors import FormatError, NybbleError, UnsupportedError
 from nybble.formats.gguf.checkpoint import CanonicalTensors
 from nybble.formats.gguf.config import ARCHITECTURES, read_config
 from nybble.formats.gguf.names import LAYER_NAMES, canonical_name, gguf_name
+from nybble.graph import rotary_frequencies
 from nybble.models import ARCHITECTURES as FAMILIES
 
 LLAMA: dict[str, object] = {
@@ -177,6 +179,39 @@ def test_bad_values_are_refused_by_name(key: str, value: object, message: str) -
     assert message in str(caught.value)
     assert str(caught.value).startswith("model.gguf: ")
     assert len(str(caught.value)) < 300
+
+
+HOSTILE = [
+    *(-1, 0, 1, 2, 3, 7, 255, 2**31 - 1, 2**32 - 1, 2**63, 0.0, -0.0, 1e-300, 1e300, math.nan, math.inf),
+    *("", "yarn", "linear", "longrope", True, False, [], [1, 2], ["a"], [True] * 40, np.array([1, 2])),
+]
+KEYS = [
+    *LLAMA,
+    *("attention.key_length", "attention.value_length", "attention.scale", "attention.sliding_window"),
+    *("attention.sliding_window_pattern", "rope.dimension_count", "rope.freq_base", "rope.freq_base_swa"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast"),
+    *("rope.scaling.original_context_length", "logit_scale", "expert_count", "final_logit_softcapping"),
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_random_hostile_values_give_a_config_or_our_errors(architecture: str) -> None:
+    """Nothing else gets out, and rotary constants that were let in can be used."""
+    choose = random.Random(architecture)
+    divisors = [tensor(f"rope_factors_{kind}.weight", 8) for kind in ("long", "short")]
+    outcomes = set()
+    for _ in range(500):
+        changes = {choose.choice(KEYS): choose.choice(HOSTILE) for _ in range(choose.randint(1, 3))}
+        more = divisors if choose.random() < 0.2 else []
+        try:
+            result = config(architecture, *more, **{k.replace(".", "__"): v for k, v in changes.items()})
+            for layer in range(result.num_hidden_layers):
+                if (rope := result.layer_rope(layer)) is not None:
+                    assert np.isfinite(rotary_frequencies(rope, 5000)[0]).all()
+            outcomes.add("config")
+        except NybbleError as error:
+            outcomes.add(type(error).__name__)
+    assert {"config", "FormatError", "UnsupportedError"} <= outcomes
 
 
 @pytest.mark.parametrize(
