@@ -34,6 +34,7 @@ void Executor::prepare() {
     }
     if (!session_.options_.precise) {
         session_.shared_->int8_values.get(rows * columns);
+        session_.shared_->int8_high.get(rows * columns);
         session_.shared_->int8_scales.get(rows * columns / 32);
         session_.shared_->int8_sums.get(rows * columns / 16);
         session_.shared_->floats.get(rows * columns);

@@ -35,6 +35,7 @@ struct Session::Scratch {
     Growing<float> more_floats; // attention: q, acc, scores, sums; products of tiles
     Growing<float> tiles;       // attention: keys and values of a page
     Growing<int8_t> int8_values;
+    Growing<int8_t> int8_high;
     Growing<float> int8_scales;
     Growing<float> int8_sums;
     Growing<uint16_t> panel;    // dequantized bf16 weights, or packed activations (shared)

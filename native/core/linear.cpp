@@ -21,6 +21,10 @@ namespace {
 // meeting the others.
 constexpr int64_t kPrivateRows = 4;
 
+// Up to this many rows activations have 16 bits: reading the weights costs more than the second
+// product, and a generated token depends on no rounding but that of float32.
+constexpr int64_t kWideRows = 8;
+
 // From this many rows on dequantizing to bf16 pays.
 constexpr int64_t kBf16Rows = 6;
 
@@ -139,11 +143,15 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
     const int64_t k = op.columns;
     bool any_int8 = false;
     bool any_float = false;
+    bool wide = rows <= kWideRows;
     for (const LinearPart& part : op.parts) {
-        const Weight& weight = session_.plan_.weights[static_cast<size_t>(part.weight)];
-        (session_.kernels(weight.encoding).linear_int8 != nullptr ? any_int8 : any_float) = true;
+        const EncodingKernels& kernels =
+            session_.kernels(session_.plan_.weights[static_cast<size_t>(part.weight)].encoding);
+        (kernels.linear_int8 != nullptr ? any_int8 : any_float) = true;
+        wide = wide && (kernels.linear_int8 == nullptr || kernels.linear_int16 != nullptr);
     }
     int8_t* values = place.int8_values.get(rows * k);
+    int8_t* high = wide ? place.int8_high.get(rows * k) : nullptr;
     float* scales = place.int8_scales.get(rows * k / 32);
     float* sums = place.int8_sums.get(rows * k / 16);
     float* normed = op.norm.weight != kNone ? place.floats.get(rows * k) : nullptr;
@@ -153,7 +161,9 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
             normed_rows(op, row, row + 1, normed + row * k);
             x = normed + row * k;
         }
-        if (any_int8) {
+        if (any_int8 && wide) {
+            floats_.quantize_int16(x, k, values + row * k, high + row * k, scales + row * (k / 32), sums + row * (k / 16));
+        } else if (any_int8) {
             floats_.quantize_int8(x, k, values + row * k, scales + row * (k / 32), sums + row * (k / 16));
         }
     };
@@ -170,7 +180,7 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
     const float* x_float = normed != nullptr ? normed : (any_float ? at(op.in, 0) : nullptr);
     const int64_t x_float_stride = normed != nullptr ? k : row_stride(op.in);
 
-    const Int8Rows x = {values, scales, sums, k};
+    const Int8Rows x = {values, scales, sums, k, high};
     const int64_t total = total_rows(op);
     const int64_t size = std::clamp<int64_t>(round_up(total / (worker.count() * 6), 16), 16, 256);
     float* scratch = own.more_floats.get(2 * rows * size);
@@ -184,7 +194,7 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
             const uint8_t* data = weight.data + static_cast<size_t>(part.row + piece.first) * weight.stride;
             const EncodingKernels& kernels = session_.kernels(weight.encoding);
             if (kernels.linear_int8 != nullptr) {
-                kernels.linear_int8(data, weight.stride, piece.count, x, rows, y, stride);
+                (wide ? kernels.linear_int16 : kernels.linear_int8)(data, weight.stride, piece.count, x, rows, y, stride);
             } else {
                 kernels.linear_f32(data, weight.stride, piece.count, x_float, x_float_stride, k, rows, y, stride);
             }

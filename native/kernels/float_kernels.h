@@ -33,6 +33,10 @@ struct FloatKernels {
     // Int8Rows of one row (see kernels.h); n is a multiple of 32.
     void (*quantize_int8)(const float* x, int64_t n, int8_t* values, float* scales, float* sums) = nullptr;
 
+    // The same with 16 bits: values are the low bytes, high the others.
+    void (*quantize_int16)(const float* x, int64_t n, int8_t* values, int8_t* high, float* scales,
+                           float* sums) = nullptr;
+
     // y[i][j] = dot(x row i, w row j) over k in float32; rows ldx, ldw, ldy floats apart.
     void (*gemm)(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
                  int64_t ldy) = nullptr;

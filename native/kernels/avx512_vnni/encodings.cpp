@@ -7,22 +7,28 @@
 namespace nybble {
 namespace {
 
+template <typename Kernel>
+void set(EncodingKernels& kernels) {
+    kernels.linear_int8 = linear_planes<Kernel, 1>;
+    kernels.linear_int16 = linear_planes<Kernel, 2>;
+}
+
 EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_avx512(), sizeof table.entries);
-    table[Encoding::q4_0].linear_int8 = linear_int8<NibbleKernel<NibblesQ4_0>>;
-    table[Encoding::q4_1].linear_int8 = linear_int8<NibbleKernel<NibblesQ4_1>>;
-    table[Encoding::q5_0].linear_int8 = linear_int8<NibbleKernel<NibblesQ5_0>>;
-    table[Encoding::q5_1].linear_int8 = linear_int8<NibbleKernel<NibblesQ5_1>>;
-    table[Encoding::q8_0].linear_int8 = linear_int8<KernelQ8_0>;
-    table[Encoding::q2_k].linear_int8 = linear_int8<SuperKernel<SuperQ2K>>;
-    table[Encoding::q3_k].linear_int8 = linear_int8<SuperKernel<SuperQ3K>>;
-    table[Encoding::q4_k].linear_int8 = linear_int8<SuperKernel<SuperQ4K>>;
-    table[Encoding::q5_k].linear_int8 = linear_int8<SuperKernel<SuperQ5K>>;
-    table[Encoding::q6_k].linear_int8 = linear_int8<SuperKernel<SuperQ6K>>;
-    table[Encoding::iq4_nl].linear_int8 = linear_int8<NibbleKernel<NibblesIQ4NL>>;
-    table[Encoding::iq4_xs].linear_int8 = linear_int8<SuperKernel<SuperIQ4XS>>;
-    table[Encoding::mxfp4].linear_int8 = linear_int8<NibbleKernel<NibblesMXFP4>>;
+    set<NibbleKernel<NibblesQ4_0>>(table[Encoding::q4_0]);
+    set<NibbleKernel<NibblesQ4_1>>(table[Encoding::q4_1]);
+    set<NibbleKernel<NibblesQ5_0>>(table[Encoding::q5_0]);
+    set<NibbleKernel<NibblesQ5_1>>(table[Encoding::q5_1]);
+    set<KernelQ8_0>(table[Encoding::q8_0]);
+    set<SuperKernel<SuperQ2K>>(table[Encoding::q2_k]);
+    set<SuperKernel<SuperQ3K>>(table[Encoding::q3_k]);
+    set<SuperKernel<SuperQ4K>>(table[Encoding::q4_k]);
+    set<SuperKernel<SuperQ5K>>(table[Encoding::q5_k]);
+    set<SuperKernel<SuperQ6K>>(table[Encoding::q6_k]);
+    set<NibbleKernel<NibblesIQ4NL>>(table[Encoding::iq4_nl]);
+    set<SuperKernel<SuperIQ4XS>>(table[Encoding::iq4_xs]);
+    set<NibbleKernel<NibblesMXFP4>>(table[Encoding::mxfp4]);
     return table;
 }
 

@@ -22,18 +22,18 @@ namespace {
 // weights(low or high nibbles) -> unsigned bytes, fifth bits, and the scales of 16 blocks.
 template <typename Format>
 struct NibbleKernel {
-    template <int R, int M>
+    template <int R, int M, int P>
     static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
                                                 __m512 (&sums)[R][M]) {
         const int64_t blocks = x.columns / 32;
         int64_t b = 0;
-        for (; b + 16 <= blocks; b += 16) chunk<R, M, true>(weight, stride, x, b, 16, sums);
-        if (b < blocks) chunk<R, M, false>(weight, stride, x, b, blocks - b, sums);
+        for (; b + 16 <= blocks; b += 16) chunk<R, M, P, true>(weight, stride, x, b, 16, sums);
+        if (b < blocks) chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
     }
 
 private:
     // `count` blocks from block b on.
-    template <int R, int M, bool all>
+    template <int R, int M, int P, bool all>
     static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
                                            int64_t count, __m512 (&sums)[R][M]) {
         __m512 scales[R][M];
@@ -57,11 +57,10 @@ private:
         __m512i lanes = lanes_by_four();
         for (int64_t g = 0; g < count; g += 4) {
             const uint8_t* blocks = weight + (b + g) * Format::bytes;
-            const int8_t* values = x.values + 32 * (b + g);
             if (all || count - g >= 4) {
-                four_blocks<R, M, true>(blocks, stride, values, x.columns, 4, lanes, scales, sums);
+                four_blocks<R, M, P, true>(blocks, stride, x, 32 * (b + g), 4, lanes, scales, sums);
             } else {
-                four_blocks<R, M, false>(blocks, stride, values, x.columns, count - g, lanes, scales, sums);
+                four_blocks<R, M, P, false>(blocks, stride, x, 32 * (b + g), count - g, lanes, scales, sums);
             }
             lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4));
         }
@@ -78,27 +77,30 @@ private:
         return _mm512_add_ps(_mm512_permutex2var_ps(a, even, c), _mm512_permutex2var_ps(a, odd, c));
     }
 
-    template <int R, int M, bool all>
-    static NYBBLE_ALWAYS_INLINE void four_blocks(const uint8_t* blocks, size_t stride, const int8_t* values,
-                                                 int64_t columns, int64_t count, __m512i lanes,
+    template <int R, int M, int P, bool all>
+    static NYBBLE_ALWAYS_INLINE void four_blocks(const uint8_t* blocks, size_t stride, const Activations& x,
+                                                 int64_t column, int64_t count, __m512i lanes,
                                                  const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
-        __m512i x_low[M];
-        __m512i x_high[M];
+        __m512i x_low[M][P];
+        __m512i x_high[M][P];
         __m512i start[M];
         for (int j = 0; j < M; ++j) {
-            const int8_t* p = values + j * columns;
+            start[j] = _mm512_setzero_si512();
+            for (int plane = P - 1; plane >= 0; --plane) {
+            const int8_t* p = x.planes[plane] + j * x.columns + column;
             const __m512i first = all ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask_of(32 * count), p);
             const __m512i second =
                 all ? _mm512_loadu_si512(p + 64) : _mm512_maskz_loadu_epi8(mask_of(32 * count - 64), p + 64);
-            x_low[j] = _mm512_shuffle_i64x2(first, second, 0x88);
-            x_high[j] = _mm512_shuffle_i64x2(first, second, 0xdd);
-            start[j] = _mm512_setzero_si512();
+            x_low[j][plane] = _mm512_shuffle_i64x2(first, second, 0x88);
+            x_high[j][plane] = _mm512_shuffle_i64x2(first, second, 0xdd);
             if (Format::offset) {
                 const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
-                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j]);
-                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_high[j]);
-                start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
+                start[j] = _mm512_slli_epi32(start[j], 8);
+                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j][plane]);
+                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_high[j][plane]);
             }
+            }
+            start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
@@ -110,8 +112,12 @@ private:
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
             Format::template finish<all>(row, count, low, high);
             for (int j = 0; j < M; ++j) {
-                __m512i product = _mm512_dpbusd_epi32(start[j], low, x_low[j]);
-                product = _mm512_dpbusd_epi32(product, high, x_high[j]);
+                __m512i product = _mm512_dpbusd_epi32(start[j], low, x_low[j][0]);
+                product = _mm512_dpbusd_epi32(product, high, x_high[j][0]);
+                if (P == 2) {
+                    const __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x_low[j][P - 1]);
+                    product = join_planes(product, _mm512_dpbusd_epi32(upper, high, x_high[j][P - 1]));
+                }
                 sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(lanes, scales[r][j]),
                                              sums[r][j]);
             }

@@ -13,17 +13,17 @@ namespace {
 struct KernelQ8_0 {
     static constexpr int bytes = 34;
 
-    template <int R, int M>
+    template <int R, int M, int P>
     static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
                                                 __m512 (&sums)[R][M]) {
         const int64_t blocks = x.columns / 32;
         int64_t b = 0;
-        for (; b + 16 <= blocks; b += 16) chunk<R, M, true>(weight, stride, x, b, 16, sums);
-        if (b < blocks) chunk<R, M, false>(weight, stride, x, b, blocks - b, sums);
+        for (; b + 16 <= blocks; b += 16) chunk<R, M, P, true>(weight, stride, x, b, 16, sums);
+        if (b < blocks) chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
     }
 
 private:
-    template <int R, int M, bool all>
+    template <int R, int M, int P, bool all>
     static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
                                            int64_t count, __m512 (&sums)[R][M]) {
         __m512 scales[R][M];
@@ -40,27 +40,29 @@ private:
         __m512i lanes = lanes_by_eight();
         for (int64_t g = 0; g < count; g += 2) {
             const uint8_t* blocks = weight + (b + g) * bytes;
-            const int8_t* values = x.values + 32 * (b + g);
             if (all || count - g >= 2) {
-                two_blocks<R, M, true>(blocks, stride, values, x.columns, lanes, scales, sums);
+                two_blocks<R, M, P, true>(blocks, stride, x, 32 * (b + g), lanes, scales, sums);
             } else {
-                two_blocks<R, M, false>(blocks, stride, values, x.columns, lanes, scales, sums);
+                two_blocks<R, M, P, false>(blocks, stride, x, 32 * (b + g), lanes, scales, sums);
             }
             lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
         }
     }
 
-    template <int R, int M, bool all>
-    static NYBBLE_ALWAYS_INLINE void two_blocks(const uint8_t* blocks, size_t stride, const int8_t* values,
-                                                int64_t columns, __m512i lanes, const __m512 (&scales)[R][M],
+    template <int R, int M, int P, bool all>
+    static NYBBLE_ALWAYS_INLINE void two_blocks(const uint8_t* blocks, size_t stride, const Activations& x,
+                                                int64_t column, __m512i lanes, const __m512 (&scales)[R][M],
                                                 __m512 (&sums)[R][M]) {
         const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
-        __m512i v[M];
+        __m512i v[M][P];
         __m512i start[M];
         for (int j = 0; j < M; ++j) {
-            v[j] = all ? _mm512_loadu_si512(values + j * columns)
-                       : _mm512_zextsi256_si512(load_32(values + j * columns));
-            start[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, v[j]);
+            start[j] = _mm512_setzero_si512();
+            for (int plane = P - 1; plane >= 0; --plane) {
+                const int8_t* p = x.planes[plane] + j * x.columns + column;
+                v[j][plane] = all ? _mm512_loadu_si512(p) : _mm512_zextsi256_si512(load_32(p));
+                start[j] = _mm512_dpbusd_epi32(_mm512_slli_epi32(start[j], 8), top, v[j][plane]);
+            }
             start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
         }
         for (int r = 0; r < R; ++r) {
@@ -71,8 +73,11 @@ private:
                                      : _mm512_zextsi256_si512(first);
             const __m512i w = _mm512_xor_si512(both, top);
             for (int j = 0; j < M; ++j) {
-                const __m512 product = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start[j], w, v[j]));
-                sums[r][j] = _mm512_fmadd_ps(product, _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
+                __m512i product = _mm512_dpbusd_epi32(start[j], w, v[j][0]);
+                if (P == 2) {
+                    product = join_planes(product, _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, v[j][P - 1]));
+                }
+                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
             }
         }
     }

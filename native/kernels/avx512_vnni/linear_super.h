@@ -25,7 +25,7 @@ enum class Minimum { none, in_lanes, apart };
 
 template <typename Format>
 struct SuperKernel {
-    template <int R, int M>
+    template <int R, int M, int P>
     static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
                                                 __m512 (&sums)[R][M]) {
         const int64_t x_scale_stride = x.columns / 32;
@@ -55,25 +55,29 @@ struct SuperKernel {
                     for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fnmadd_ps(minima, x_sums[j], sums[r][j]);
                 }
             }
-            half_block<R, M, 0>(blocks, stride, x.values + c, x.columns, scales, sums);
-            half_block<R, M, 1>(blocks, stride, x.values + c + 128, x.columns, scales, sums);
+            half_block<R, M, P, 0>(blocks, stride, x, c, scales, sums);
+            half_block<R, M, P, 1>(blocks, stride, x, c + 128, scales, sums);
         }
     }
 
 private:
-    template <int R, int M, int half>
-    static NYBBLE_ALWAYS_INLINE void half_block(const uint8_t* blocks, size_t stride, const int8_t* values,
-                                                int64_t columns, const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
-        __m512i v[M][2];
+    template <int R, int M, int P, int half>
+    static NYBBLE_ALWAYS_INLINE void half_block(const uint8_t* blocks, size_t stride, const Activations& x,
+                                                int64_t column, const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
+        __m512i v[M][P][2];
         __m512i start[M][2];
         for (int j = 0; j < M; ++j) {
-            const int8_t* p = values + j * columns;
-            Format::arrange(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), v[j]);
+            for (int plane = 0; plane < P; ++plane) {
+                const int8_t* p = x.planes[plane] + j * x.columns + column;
+                Format::arrange(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), v[j][plane]);
+            }
             for (int k = 0; k < 2; ++k) {
                 start[j][k] = _mm512_setzero_si512();
                 if (Format::offset) {
                     const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
-                    start[j][k] = _mm512_dpbusd_epi32(start[j][k], offset, v[j][k]);
+                    for (int plane = P - 1; plane >= 0; --plane) {
+                        start[j][k] = _mm512_dpbusd_epi32(_mm512_slli_epi32(start[j][k], 8), offset, v[j][plane][k]);
+                    }
                     start[j][k] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j][k]);
                 }
             }
@@ -87,12 +91,17 @@ private:
             __m512i w[2];
             Format::weights(block, half, w);
             for (int j = 0; j < M; ++j) {
-                __m512i product = _mm512_dpbusd_epi32(start[j][0], w[0], v[j][0]);
+                __m512i product = _mm512_dpbusd_epi32(start[j][0], w[0], v[j][0][0]);
+                __m512i upper = _mm512_setzero_si512();
+                if (P == 2) upper = _mm512_dpbusd_epi32(upper, w[0], v[j][P - 1][0]);
                 if (!Format::one_product) {
+                    if (P == 2) product = join_planes(product, upper);
                     add(product, Format::lanes(half, 0), scales[r][j], sums[r][j]);
                     product = start[j][1];
+                    upper = _mm512_setzero_si512();
                 }
-                product = _mm512_dpbusd_epi32(product, w[1], v[j][1]);
+                product = _mm512_dpbusd_epi32(product, w[1], v[j][0][1]);
+                if (P == 2) product = join_planes(product, _mm512_dpbusd_epi32(upper, w[1], v[j][P - 1][1]));
                 add(product, Format::lanes(half, 1), scales[r][j], sums[r][j]);
             }
         }

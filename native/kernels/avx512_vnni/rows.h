@@ -2,7 +2,9 @@
 //
 // A Kernel accumulates R weight rows times M activation rows in R x M registers of 16 floats:
 //
-//   template <int R, int M> static void accumulate(weight, stride, x, __m512 (&sums)[R][M])
+//   template <int R, int M, int P> static void accumulate(weight, stride, x, __m512 (&sums)[R][M])
+//
+// P is the number of planes of the activations: 1 for int8, 2 for 16 bits (low bytes, high bytes).
 //
 // Each (row, activation row) pair goes through the same operations for any R and M, so a result
 // does not depend on how many of either are done together.
@@ -17,49 +19,55 @@ namespace {
 
 // Activation rows from some row on: pointers as in Int8Rows.
 struct Activations {
-    const int8_t* values;
+    const int8_t* planes[2];
     const float* scales;
     const float* sums;
     int64_t columns;
 };
 
 NYBBLE_ALWAYS_INLINE Activations from_row(const Int8Rows& x, int64_t row) {
-    return {x.values + row * x.columns, x.scales + row * (x.columns / 32), x.sums + row * (x.columns / 16), x.columns};
+    const int8_t* low = x.values + row * x.columns;
+    return {{low, x.high != nullptr ? x.high + row * x.columns : low}, x.scales + row * (x.columns / 32), x.sums + row * (x.columns / 16), x.columns};
 }
 
 NYBBLE_ALWAYS_INLINE void prefetch(const uint8_t* p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
 
-template <typename Kernel, int R, int M>
+template <typename Kernel, int R, int M, int P>
 NYBBLE_ALWAYS_INLINE void linear_rows(const uint8_t* weight, size_t stride, const Activations& x, float* y,
                                       int64_t y_stride) {
     __m512 sums[R][M];
     for (int r = 0; r < R; ++r) {
         for (int j = 0; j < M; ++j) sums[r][j] = _mm512_setzero_ps();
     }
-    Kernel::template accumulate<R, M>(weight, stride, x, sums);
+    Kernel::template accumulate<R, M, P>(weight, stride, x, sums);
     for (int r = 0; r < R; ++r) {
         for (int j = 0; j < M; ++j) y[j * y_stride + r] = sum_of(sums[r][j]);
     }
 }
 
-template <typename Kernel>
-void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
+template <typename Kernel, int P>
+void linear_planes(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
                  int64_t y_stride) {
     for_activation_rows(m, [&](auto count, int64_t first) {
         constexpr int M = decltype(count)::value;
-        constexpr int R = M <= 2 ? 4 : 2;  // at most 8 accumulators
+        constexpr int R = M * P <= 2 ? 4 : 2;  // at most 8 accumulators
         const Activations activations = from_row(x, first);
         float* out = y + first * y_stride;
         int64_t r = 0;
         for (; r + R <= rows; r += R) {
-            linear_rows<Kernel, R, M>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+            linear_rows<Kernel, R, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
         }
         for (; r < rows; ++r) {
-            linear_rows<Kernel, 1, M>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+            linear_rows<Kernel, 1, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
         }
     });
+}
+
+// One plane's product added to the other's: low + 256 * high.
+NYBBLE_ALWAYS_INLINE __m512i join_planes(__m512i low, __m512i high) {
+    return _mm512_add_epi32(low, _mm512_slli_epi32(high, 8));
 }
 
 // The low (f16) halves of 16 words, as floats.

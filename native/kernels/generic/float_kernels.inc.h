@@ -204,6 +204,35 @@ void quantize_int8(const float* x, int64_t n, int8_t* values, float* scales, flo
     }
 }
 
+void quantize_int16(const float* x, int64_t n, int8_t* values, int8_t* high, float* scales, float* sums) {
+    constexpr int kVecs = 32 / N;
+    constexpr float kLargest = 127.0F * 256.0F;
+    for (int64_t block = 0; block < n / 32; ++block) {
+        Vec v[kVecs];
+        Vec largest = Vec::zero();
+        for (int i = 0; i < kVecs; ++i) {
+            v[i] = Vec::load(x + block * 32 + i * N);
+            largest = Vec::max(largest, Vec::abs(v[i]));
+        }
+        const float amax = Vec::reduce_max(largest);
+        const float step = amax / kLargest;
+        const Vec inverse = Vec::set1(amax > 0 ? kLargest / amax : 0.0F);
+        Vec half[2] = {Vec::zero(), Vec::zero()};
+        for (int i = 0; i < kVecs; ++i) {
+            const Vec rounded = Vec::round(v[i] * inverse);
+            // The half makes ties impossible: the low byte comes out in -128 .. 127.
+            const Vec upper = Vec::round((rounded + Vec::set1(0.5F)) * Vec::set1(1.0F / 256.0F));
+            upper.store_i8(high + block * 32 + i * N);
+            (rounded - upper * Vec::set1(256.0F)).store_i8(values + block * 32 + i * N);
+            Vec& sum = half[i * N / 16];
+            sum = sum + rounded;
+        }
+        scales[block] = step;
+        sums[2 * block] = Vec::reduce_add(half[0]) * step;
+        sums[2 * block + 1] = Vec::reduce_add(half[1]) * step;
+    }
+}
+
 // ROWS x COLUMNS dot products over k at once; each has its own accumulator, so its value does not
 // depend on its neighbours.
 template <int ROWS, int COLUMNS>
@@ -670,6 +699,7 @@ constexpr FloatKernels make_table(const char* name) {
     t.softcap = softcap;
     t.rotate = rotate;
     t.quantize_int8 = quantize_int8;
+    t.quantize_int16 = quantize_int16;
     t.gemm = gemm;
     t.attention_tile = attention_tile;
     t.store_key = store_key;
