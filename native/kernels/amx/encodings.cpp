@@ -3,6 +3,7 @@
 //
 // That instruction takes subnormal numbers for zero, so it serves only encodings whose elements are
 // multiples of the smallest float16.
+#include "kernels/amx/nibble_tables.h"
 #include "kernels/avx512/outputs.h"
 #include "kernels/encoding_kernels.h"
 
@@ -24,6 +25,10 @@ EncodingKernelTable make_table() {
         if (encoding == Encoding::mxfp4) return;
         table[encoding].dequantize_bf16 = dequantize_vector<decltype(vector), Avx512Output<AmxStoreBf16>>;
     });
+    table[Encoding::q4_0].dequantize_bf16 = table_bf16_q4_0;
+    table[Encoding::q4_1].dequantize_bf16 = table_bf16_q4_1;
+    table[Encoding::q4_k].dequantize_bf16 = table_bf16_q4_k;
+    table[Encoding::iq4_nl].dequantize_bf16 = table_bf16_iq4_nl;
     return table;
 }
 
