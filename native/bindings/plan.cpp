@@ -85,8 +85,9 @@ void register_plan(nb::module_& module) {
                  return static_cast<int32_t>(plan.vectors.size()) - 1;
              })
         .def("add_buffer",
-             [](Plan& plan, int64_t width) {
+             [](Plan& plan, int64_t width, bool selected) {
                  plan.buffers.push_back(width);
+                 plan.buffer_selected.push_back(selected);
                  return static_cast<int32_t>(plan.buffers.size()) - 1;
              })
         .def("add_rope",

@@ -18,26 +18,13 @@ void Executor::prepare() {
     }
     session_.shared_->rope.get(floats);
 
-    int64_t columns = 32;
+    const int64_t selected = static_cast<int64_t>(batch_.selected.size());
     for (const Op& op : plan.ops) {
         if (const auto* linear = std::get_if<LinearOp>(&op.body)) {
-            columns = std::max(columns, linear->columns);
+            prepare_linear(*linear, op.selected ? selected : batch_.rows());
         } else if (const auto* attention = std::get_if<AttentionOp>(&op.body)) {
             plan_attention(*attention);
         }
-    }
-    const int64_t rows = (batch_.rows() + 15) / 16 * 16;
-    if (session_.options_.precise) {
-        session_.shared_->floats.get(rows * columns);
-    } else if (session_.gemm_ != nullptr && rows > 1) {
-        session_.shared_->panel.get(rows * columns);
-    }
-    if (!session_.options_.precise) {
-        session_.shared_->int8_values.get(rows * columns);
-        session_.shared_->int8_high.get(rows * columns);
-        session_.shared_->int8_scales.get(rows * columns / 32);
-        session_.shared_->int8_sums.get(rows * columns / 16);
-        session_.shared_->floats.get(rows * columns);
     }
     int64_t partial = 0;
     for (const AttentionTasks& tasks : attention_) {

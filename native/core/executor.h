@@ -10,26 +10,6 @@
 
 namespace nybble {
 
-// Memory that grows to what was asked for and stays.
-template <typename T>
-class Growing {
-   public:
-    // The content is lost when it grows.
-    T* get(int64_t count) {
-        if (count > size_) {
-            memory_.reset();
-            memory_ = make_aligned<T>(static_cast<size_t>(count));
-            size_ = count;
-        }
-        return memory_.get();
-    }
-    T* data() const { return memory_.get(); }
-
-   private:
-    AlignedArray<T> memory_;
-    int64_t size_ = 0;
-};
-
 struct Session::Scratch {
     Growing<float> floats;      // normed rows, gate and up, dequantized weights
     Growing<float> more_floats; // attention: q, acc, scores, sums; products of tiles
@@ -68,6 +48,7 @@ class Executor {
     // linear.cpp
     enum class Path { precise, int8, bf16 };
     Path choose_path(const LinearOp& op, int64_t rows) const;
+    void prepare_linear(const LinearOp& op, int64_t rows);
     void linear_int8(const LinearOp& op, int64_t rows, Worker& worker);
     void linear_bf16(const LinearOp& op, int64_t rows, Worker& worker);
     void linear_precise(const LinearOp& op, int64_t rows, Worker& worker);
@@ -98,7 +79,7 @@ class Executor {
             return batch_.output + row * session_.plan_.vocab_size + view.offset;
         }
         const size_t b = static_cast<size_t>(view.buffer);
-        return session_.buffers_[b].get() + row * session_.plan_.buffers[b] + view.offset;
+        return session_.buffers_[b].data() + row * session_.plan_.buffers[b] + view.offset;
     }
     int64_t row_stride(const View& view) const {
         return view.buffer == kOutput ? session_.plan_.vocab_size

@@ -83,6 +83,32 @@ Executor::Path Executor::choose_path(const LinearOp& op, int64_t rows) const {
     return Path::int8;
 }
 
+void Executor::prepare_linear(const LinearOp& op, int64_t rows) {
+    Session::Scratch& shared = *session_.shared_;
+    const int64_t k = op.columns;
+    switch (choose_path(op, rows)) {
+        case Path::bf16:
+            shared.panel.get(round_up(rows, 16) * k);
+            break;
+        case Path::precise:
+            if (op.norm.weight != kNone) {
+                shared.floats.get(rows * k);
+            }
+            break;
+        case Path::int8:
+            if (rows > kPrivateRows && session_.threads() > 1) {
+                shared.int8_values.get(rows * k);
+                shared.int8_high.get(rows * k);
+                shared.int8_scales.get(rows * k / 32);
+                shared.int8_sums.get(rows * k / 16);
+                if (op.norm.weight != kNone) {
+                    shared.floats.get(rows * k);
+                }
+            }
+            break;
+    }
+}
+
 void Executor::linear(const LinearOp& op, int64_t rows, Worker& worker) {
     switch (choose_path(op, rows)) {
         case Path::int8:
@@ -150,6 +176,7 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
         (kernels.linear_int8 != nullptr ? any_int8 : any_float) = true;
         wide = wide && (kernels.linear_int8 == nullptr || kernels.linear_int16 != nullptr);
     }
+    // Shared memory has its size from prepare_linear(): these calls only return it.
     int8_t* values = place.int8_values.get(rows * k);
     int8_t* high = wide ? place.int8_high.get(rows * k) : nullptr;
     float* scales = place.int8_scales.get(rows * k / 32);

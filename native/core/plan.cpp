@@ -118,6 +118,7 @@ class Checker {
         for (const int64_t width : plan_.buffers) {
             require(width > 0, "buffer width");
         }
+        require(plan_.buffer_selected.size() == plan_.buffers.size(), "buffer kinds");
         for (const Rope& rope : plan_.ropes) {
             require(rope.rotary_dim > 0 && rope.rotary_dim % 2 == 0, "rotary_dim");
             for (const auto& frequencies : rope.inverse_frequency) {

@@ -12,15 +12,15 @@ namespace {
 // Rows worked on at a time: many, because a weight is dequantized once for all of them; few enough
 // that the activations of a large model stay small.
 constexpr int64_t kMostRows = 512;
-constexpr int64_t kBufferBytes = 24 << 20;
+constexpr int64_t kBufferBytes = 28 << 20;
 
 int64_t choose_max_rows(const Plan& plan, int64_t wanted) {
     if (wanted > 0) {
         return wanted;
     }
     int64_t row_bytes = 0;
-    for (const int64_t width : plan.buffers) {
-        row_bytes += width * 4;
+    for (size_t i = 0; i < plan.buffers.size(); ++i) {
+        row_bytes += plan.buffer_selected[i] ? 0 : plan.buffers[i] * 4;
     }
     const int64_t fitting = kBufferBytes / std::max<int64_t>(1, row_bytes) / 32 * 32;
     return std::clamp<int64_t>(fitting, 64, kMostRows);
@@ -57,10 +57,13 @@ Session::Session(const Plan& plan, const SessionOptions& options)
     }
 #endif
     options_.max_rows = choose_max_rows(plan, options.max_rows);
-    for (const int64_t width : plan.buffers) {
-        const size_t count = static_cast<size_t>(width * options_.max_rows);
-        buffers_.push_back(make_aligned<float>(count));
-        buffer_bytes_ += static_cast<int64_t>(count * sizeof(float));
+    buffers_.resize(plan.buffers.size());
+    for (size_t i = 0; i < plan.buffers.size(); ++i) {
+        if (!plan.buffer_selected[i]) {
+            const int64_t count = plan.buffers[i] * options_.max_rows;
+            buffers_[i].get(count);
+            buffer_bytes_ += count * static_cast<int64_t>(sizeof(float));
+        }
     }
     for (int i = 0; i < pool_.threads(); ++i) {
         scratch_.push_back(std::make_unique<Scratch>());
@@ -150,6 +153,11 @@ void Session::forward(const std::vector<ForwardItem>& items, float* output) {
 }
 
 void Session::run_micro_batch(MicroBatch& batch) {
+    for (size_t i = 0; i < plan_.buffers.size(); ++i) {
+        if (plan_.buffer_selected[i]) {
+            buffers_[i].get(plan_.buffers[i] * std::max<int64_t>(1, static_cast<int64_t>(batch.selected.size())));
+        }
+    }
     Executor executor(*this, batch);
     executor.prepare();
     executor.run();

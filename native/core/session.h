@@ -116,7 +116,7 @@ class Session {
     const Bf16Gemm* gemm_ = nullptr;
     ThreadPool pool_;
     KvCache cache_;
-    std::vector<AlignedArray<float>> buffers_;
+    std::vector<Growing<float>> buffers_;
     std::vector<std::unique_ptr<Scratch>> scratch_;  // one a thread
     std::unique_ptr<Scratch> shared_;
     std::atomic<bool> cancel_{false};

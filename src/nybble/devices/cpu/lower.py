@@ -45,6 +45,7 @@ class Lowering:
         self._ropes: dict[RopeConfig, int] = {}
         self._groups: dict[tuple[int, int, int], tuple[int, dict[int, int]]] = {}
         self._buffers: list[int] = []
+        self._offsets: dict[int, int] = {}
 
     def run(self) -> _core.Plan:
         """The finished, validated plan."""
@@ -60,13 +61,18 @@ class Lowering:
     # -- buffers -----------------------------------------------------------------------------------
 
     def _assign_buffers(self, steps: list[Step], widths: list[int]) -> None:
-        """One buffer serves several storages, one after another: first written to last read."""
+        """One buffer serves several storages, one after another: first written to last read.
+
+        Attention may write over its queries, and a residual add over what it adds to: every task
+        reads there exactly what it writes. Other outputs are kept apart from inputs.
+        """
         last_use: dict[int, int] = {}
         for index, step in enumerate(steps):
             for place in (*step.reads(), *step.writes()):
                 last_use[place.storage] = index
         self._buffers = [-1] * len(widths)
         sizes: list[int] = []
+        selected: list[bool] = []
         free: list[int] = []
         live: set[int] = set()
         for index, step in enumerate(steps):
@@ -74,27 +80,36 @@ class Lowering:
                 storage = place.storage
                 if storage == OUTPUT or self._buffers[storage] >= 0:
                     continue
-                fitting = [b for b in free if sizes[b] == widths[storage]]
-                if fitting:
-                    buffer = fitting[0]
+                over = _overwritable(step)
+                fitting = [b for b in free if selected[b] == step.selected]
+                if over is not None and over.storage in live and last_use[over.storage] == index:
+                    # The storage passes on; its buffer and column offset stay.
+                    live.remove(over.storage)
+                    self._buffers[storage] = self._buffers[over.storage]
+                    self._offsets[storage] = self._offsets.get(over.storage, 0) + over.offset
+                elif fitting:
+                    # The smallest that is wide enough, or the widest, made wider.
+                    buffer = min(fitting, key=lambda b: (sizes[b] < widths[storage], abs(sizes[b] - widths[storage])))
                     free.remove(buffer)
+                    sizes[buffer] = max(sizes[buffer], widths[storage])
+                    self._buffers[storage] = buffer
                 else:
-                    buffer = len(sizes)
+                    self._buffers[storage] = len(sizes)
                     sizes.append(widths[storage])
-                self._buffers[storage] = buffer
+                    selected.append(step.selected)
                 live.add(storage)
             for storage in [s for s in live if last_use[s] == index]:
                 live.remove(storage)
                 free.append(self._buffers[storage])
-        for size in sizes:
-            self.plan.add_buffer(size)
+        for size, only_selected in zip(sizes, selected, strict=True):
+            self.plan.add_buffer(size, only_selected)
 
     def _view(self, place: Place | None) -> tuple[int, int]:
         if place is None:
             return NO_PLACE
         if place.storage == OUTPUT:
             return (_core.OUTPUT, place.offset)
-        return (self._buffers[place.storage], place.offset)
+        return (self._buffers[place.storage], self._offsets.get(place.storage, 0) + place.offset)
 
     # -- constants ---------------------------------------------------------------------------------
 
@@ -198,3 +213,14 @@ class Lowering:
             plan.softcap(a, out, step.width, step.factor, step.selected)
         else:
             plan.gated(a, b, out, step.width, step.activation, step.selected)
+
+
+def _overwritable(step: Step) -> Place | None:
+    """An input whose place the step's only output may take."""
+    if isinstance(step, AttentionStep):
+        return step.q
+    if isinstance(step, LinearStep) and len(step.parts) == 1:
+        return step.parts[0].residual
+    if isinstance(step, ElementwiseStep):
+        return step.a
+    return None
