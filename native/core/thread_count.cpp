@@ -1,7 +1,7 @@
 // How many threads to use when the user does not say.
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
+#include <map>
 #include <set>
 #include <string>
 #include <thread>
@@ -11,6 +11,7 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace nybble {
@@ -23,6 +24,8 @@ struct Choice {
 };
 
 #if defined(__linux__)
+constexpr int kMostNodes = 64;
+
 std::string read_line(const std::string& path) {
     std::string line;
     if (FILE* file = std::fopen(path.c_str(), "r")) {
@@ -95,12 +98,24 @@ double cgroup_quota() {
     return smallest;
 }
 
+// Memory node of a CPU: its folder holds a link named nodeN. 0 where the system does not tell.
+int memory_node(int cpu) {
+    const std::string base = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/node";
+    for (int node = 0; node < kMostNodes; ++node) {
+        if (access((base + std::to_string(node)).c_str(), F_OK) == 0) {
+            return node;
+        }
+    }
+    return 0;
+}
+
 Choice choose() {
     Choice choice;
     cpu_set_t set;
     CPU_ZERO(&set);
     int allowed = 0;
-    std::set<std::pair<std::string, std::string>> cores;
+    // By memory node: (package, core) of every allowed CPU. A core with two hyper-threads counts once.
+    std::map<int, std::set<std::pair<std::string, std::string>>> nodes;
     if (sched_getaffinity(0, sizeof set, &set) == 0) {
         for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
             if (!CPU_ISSET(cpu, &set)) {
@@ -110,15 +125,27 @@ Choice choose() {
             const std::string base = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
             const std::string core = read_line(base + "core_id");
             if (!core.empty()) {
-                cores.emplace(read_line(base + "physical_package_id"), core);
+                nodes[memory_node(cpu)].emplace(read_line(base + "physical_package_id"), core);
             }
         }
     }
     if (allowed == 0) {
         allowed = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     }
-    choice.threads = cores.empty() ? allowed : static_cast<int>(cores.size());
-    choice.reason = std::to_string(allowed) + " logical CPUs allowed, " + std::to_string(choice.threads) + " cores";
+    choice.threads = allowed;
+    choice.reason = std::to_string(allowed) + " logical CPUs allowed";
+    size_t cores = 0;
+    for (const auto& [node, members] : nodes) {
+        cores = std::max(cores, members.size());
+    }
+    if (cores > 0) {
+        choice.threads = static_cast<int>(cores);
+        choice.reason += ", " + std::to_string(cores) + " cores";
+        if (nodes.size() > 1) {
+            // Weights lie in one node's memory; reading them from another costs more than its cores bring.
+            choice.reason += " on the largest of " + std::to_string(nodes.size()) + " memory nodes";
+        }
+    }
     const double quota = cgroup_quota();
     if (quota > 0 && quota < choice.threads) {
         choice.threads = std::max(1, static_cast<int>(quota + 0.5));
