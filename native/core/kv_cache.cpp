@@ -78,6 +78,7 @@ KvSequence::~KvSequence() {
 }
 
 void KvSequence::reserve(int64_t count) {
+    const std::lock_guard<std::mutex> lock(cache_->mutex_);
     const int64_t needed = pages_for(length_ + count);
     const int64_t first = length_ / kPageTokens;
     std::vector<std::pair<int64_t, KvPage*>> taken;  // by group, in order of use
@@ -121,6 +122,7 @@ void KvSequence::reserve(int64_t count) {
 }
 
 void KvSequence::release_behind_window() {
+    const std::lock_guard<std::mutex> lock(cache_->mutex_);
     for (int64_t g = 0; g < static_cast<int64_t>(tables_.size()); ++g) {
         const KvGroup& group = cache_->groups()[static_cast<size_t>(g)];
         auto& table = tables_[static_cast<size_t>(g)];
@@ -137,6 +139,7 @@ void KvSequence::release_behind_window() {
 }
 
 bool KvSequence::truncate(int64_t length) {
+    const std::lock_guard<std::mutex> lock(cache_->mutex_);
     if (length >= length_) {
         return length == length_;
     }
@@ -164,6 +167,7 @@ bool KvSequence::truncate(int64_t length) {
 }
 
 void KvSequence::clear() {
+    const std::lock_guard<std::mutex> lock(cache_->mutex_);
     for (size_t g = 0; g < tables_.size(); ++g) {
         for (KvPage* page : tables_[g]) {
             if (page != nullptr) {
@@ -176,6 +180,7 @@ void KvSequence::clear() {
 }
 
 std::unique_ptr<KvSequence> KvSequence::fork() const {
+    const std::lock_guard<std::mutex> lock(cache_->mutex_);
     auto copy = std::make_unique<KvSequence>(*cache_);
     copy->length_ = length_;
     copy->tables_ = tables_;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct KvPage {
 
 class KvCache;
 
-// One sequence. Used by one thread at a time.
+// One sequence, used by one thread at a time; different sequences may be used by different threads.
 class KvSequence {
    public:
     explicit KvSequence(KvCache& cache);
@@ -80,8 +81,14 @@ class KvCache {
 
     const std::vector<KvGroup>& groups() const { return groups_; }
     KvEncoding encoding() const { return encoding_; }
-    int64_t bytes_in_use() const { return used_; }
-    int64_t bytes_allocated() const { return allocated_; }
+    int64_t bytes_in_use() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return used_;
+    }
+    int64_t bytes_allocated() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return allocated_;
+    }
     int64_t limit_bytes() const { return limit_; }
 
    private:
@@ -91,6 +98,7 @@ class KvCache {
 
     std::vector<KvGroup> groups_;
     KvEncoding encoding_;
+    mutable std::mutex mutex_;  // guards pages, their reference counts and what follows
     int64_t limit_;
     int64_t used_ = 0;
     int64_t allocated_ = 0;

@@ -7,6 +7,7 @@ cache cannot be cut back (sliding windows) or was rotated for another length (Lo
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +25,13 @@ LOGIT_ROWS = {"none": 0, "last": 1, "all": 2}
 
 
 class CpuSequence:
-    """One sequence. ``tokens`` is what it holds; the native cache may hold less, never other tokens."""
+    """One sequence. ``tokens`` is what it holds; the native cache may hold less, never other tokens.
 
-    def __init__(self, native: _core.Sequence, tokens: list[int], long: bool) -> None:
+    ``lock`` is the session's: changing a sequence from another thread waits for a running forward.
+    """
+
+    def __init__(self, native: _core.Sequence, lock: RLock, tokens: list[int], long: bool) -> None:
+        self._lock = lock
         self.native: _core.Sequence | None = native
         self._tokens = tokens
         self.long = long
@@ -54,7 +59,8 @@ class CpuSequence:
 
     def fork(self) -> CpuSequence:
         """A copy that shares cache pages until one of the two writes."""
-        return CpuSequence(self.cache.fork(), list(self._tokens), self.long)
+        with self._lock:
+            return CpuSequence(self.cache.fork(), self._lock, list(self._tokens), self.long)
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens.
@@ -64,16 +70,18 @@ class CpuSequence:
         """
         if not 0 <= length <= len(self._tokens):
             raise ValueError(f"cannot truncate a sequence of {len(self._tokens)} tokens to {length}")
-        del self._tokens[length:]
-        if self.cache.length > length and not self.cache.truncate(length):
-            self.cache.clear()  # a sliding window dropped what is needed: run again when used
+        with self._lock:
+            del self._tokens[length:]
+            if self.cache.length > length and not self.cache.truncate(length):
+                self.cache.clear()  # a sliding window dropped what is needed: run again when used
 
     def close(self) -> None:
         """Free the cache pages."""
-        if self.native is not None:
-            self.native.clear()
-            self.native = None
-        self._tokens = []
+        with self._lock:
+            if self.native is not None:
+                self.native.clear()
+                self.native = None
+            self._tokens = []
 
     def append(self, tokens: Items[int]) -> None:
         """Note tokens that were run."""
@@ -87,6 +95,8 @@ class CpuSession:
         self, native: _core.Session, *, vocab_size: int, context_length: int, longrope: RopeConfig | None,
         keep_alive: object,
     ) -> None:  # fmt: skip
+        # Re-entrant: the garbage collector may close a sequence while forward prepares a batch.
+        self._lock = RLock()
         self._native: _core.Session | None = native
         self._vocab_size = vocab_size
         self._context_length = context_length
@@ -121,10 +131,15 @@ class CpuSession:
 
     def new_sequence(self) -> CpuSequence:
         """An empty sequence."""
-        return CpuSequence(self.native.new_sequence(), [], False)
+        with self._lock:
+            return CpuSequence(self.native.new_sequence(), self._lock, [], False)
 
     def forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         """Run new tokens of any number of sequences; see ``devices/base.py``."""
+        with self._lock:
+            return self._forward(batch)
+
+    def _forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         native = self.native
         repeated: list[tuple[_core.Sequence, npt.NDArray[np.int32], int, int]] = []
         main: list[tuple[_core.Sequence, npt.NDArray[np.int32], int, int]] = []
