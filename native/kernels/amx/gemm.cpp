@@ -81,7 +81,8 @@ void pack(const float* x, int64_t ldx, int64_t rows, int64_t k, uint16_t* out) {
         for (int i = 0; i < 16; ++i) {
             if (i < rows) {
                 const float* row = x + i * ldx + p;
-                r[i] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row)));
+                const __m512bh pairs = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+                std::memcpy(&r[i], &pairs, sizeof pairs);
             } else {
                 r[i] = _mm512_setzero_si512();
             }
