@@ -34,7 +34,8 @@ void Executor::plan_attention(const AttentionOp& op) {
     plan.shape = shape;
     plan.fused = true;
     const int64_t per_kv = op.heads / op.kv_heads;
-    const int64_t block = std::max<int64_t>(1, kQueryRows / per_kv);
+    // A multiple of four rows: what kernels take at a time.
+    const int64_t block = std::max<int64_t>(4, (kQueryRows / per_kv + 3) / 4 * 4);
     for (size_t s = 0; s < batch_.segments.size(); ++s) {
         const Segment& segment = batch_.segments[s];
         const bool single = segment.count == 1;

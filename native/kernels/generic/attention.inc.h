@@ -10,6 +10,33 @@
 namespace nybble {
 namespace {
 
+template <int COUNT>
+struct RowCount {
+    static constexpr int value = COUNT;
+};
+
+// Calls run(RowCount<n>, first row) for groups of kRows rows, and once for what is left.
+template <typename Run>
+NYBBLE_ALWAYS_INLINE void by_rows(int64_t rows, const Run& run) {
+    int64_t r = 0;
+    for (; r + Vec::kRows <= rows; r += Vec::kRows) {
+        run(RowCount<Vec::kRows>{}, r);
+    }
+    switch (rows - r) {
+        case 3:
+            run(RowCount<Vec::kRows < 3 ? 1 : 3>{}, r);
+            break;
+        case 2:
+            run(RowCount<Vec::kRows < 2 ? 1 : 2>{}, r);
+            break;
+        case 1:
+            run(RowCount<1>{}, r);
+            break;
+        default:
+            break;
+    }
+}
+
 // scores[r][0..64) = q[r] . k for ROWS rows and 4 vectors of columns at a time.
 template <int ROWS>
 NYBBLE_ALWAYS_INLINE void score_rows(const float* q, int64_t d, const float* k, float* scores) {
@@ -98,7 +125,6 @@ NYBBLE_ALWAYS_INLINE void weigh_rows(const float* scores, int64_t d, const float
 
 void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, const float* v, const int32_t* lo,
                     const int32_t* hi, float cap, float* maximum, float* sum, float* acc, float* scores) {
-    constexpr int R = Vec::kRows;
     constexpr float kMasked = -1e30F;
     int first = kPageTokens;
     int last = 0;
@@ -111,14 +137,10 @@ void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, con
     if (first >= last) {
         return;
     }
-    int64_t r = 0;
-    for (; r + R <= rows; r += R) {
-        score_rows<R>(q + r * d, d, k, scores + r * kPageTokens);
-    }
-    for (; r < rows; ++r) {
-        score_rows<1>(q + r * d, d, k, scores + r * kPageTokens);
-    }
-    for (r = 0; r < rows; ++r) {
+    by_rows(rows, [&](auto count, int64_t r) NYBBLE_LAMBDA_INLINE {
+        score_rows<decltype(count)::value>(q + r * d, d, k, scores + r * kPageTokens);
+    });
+    for (int64_t r = 0; r < rows; ++r) {
         float* row = scores + r * kPageTokens;
         if (cap > 0) {
             softcap(row, cap, row, kPageTokens);
@@ -155,13 +177,9 @@ void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, con
             sum[r] += tile_sum;
         }
     }
-    r = 0;
-    for (; r + R <= rows; r += R) {
-        weigh_rows<R>(scores + r * kPageTokens, d, v, first, last, acc + r * d);
-    }
-    for (; r < rows; ++r) {
-        weigh_rows<1>(scores + r * kPageTokens, d, v, first, last, acc + r * d);
-    }
+    by_rows(rows, [&](auto count, int64_t r) NYBBLE_LAMBDA_INLINE {
+        weigh_rows<decltype(count)::value>(scores + r * kPageTokens, d, v, first, last, acc + r * d);
+    });
 }
 
 }  // namespace
