@@ -56,6 +56,9 @@ void forward(Session& session, const std::vector<ItemTuple>& tuples, Output outp
         if (rope_set < 0 || rope_set > 1 || rows < 0 || rows > 2 || sequence == nullptr) {
             throw std::invalid_argument("forward: an item is out of range");
         }
+        if (!sequence->belongs_to(session.cache())) {
+            throw std::invalid_argument("forward: a sequence belongs to another session");
+        }
         for (const ForwardItem& other : items) {
             if (other.sequence == sequence) {
                 throw std::invalid_argument("forward: a sequence occurs twice in one batch");
@@ -88,6 +91,7 @@ void register_session(nb::module_& module) {
     nb::class_<Session>(module, "Session", "A plan with threads, buffers and a KV cache.")
         .def("new_sequence", &Session::new_sequence, nb::keep_alive<0, 1>())
         .def("forward", &forward)
+        .def("owns", [](Session& session, const KvSequence& sequence) { return sequence.belongs_to(session.cache()); })
         .def("cancel", &Session::cancel)
         .def_prop_ro("threads", &Session::threads)
         .def_prop_ro("max_rows", [](const Session& session) { return session.options().max_rows; })

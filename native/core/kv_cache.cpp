@@ -35,6 +35,16 @@ KvCache::~KvCache() {
     }
 }
 
+void KvCache::drop_kept_pages() {
+    for (size_t g = 0; g < free_.size(); ++g) {
+        for (KvPage* page : free_[g]) {
+            allocated_ -= groups_[g].page_bytes(encoding_);
+            delete page;
+        }
+        free_[g].clear();
+    }
+}
+
 KvPage* KvCache::take(int64_t group) {
     const size_t g = static_cast<size_t>(group);
     const int64_t bytes = groups_[g].page_bytes(encoding_);
@@ -44,6 +54,9 @@ KvPage* KvCache::take(int64_t group) {
         page->references = 1;
         used_ += bytes;
         return page;
+    }
+    if (limit_ > 0 && allocated_ + bytes > limit_) {
+        drop_kept_pages();  // they may be another group's
     }
     if (limit_ > 0 && allocated_ + bytes > limit_) {
         throw CacheFull("the KV cache is at its limit of " + std::to_string(limit_) + " bytes");

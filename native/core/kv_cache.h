@@ -48,6 +48,7 @@ class KvSequence {
     KvSequence& operator=(const KvSequence&) = delete;
 
     int64_t length() const { return length_; }
+    bool belongs_to(const KvCache& cache) const { return cache_ == &cache; }
 
     // Makes room for `count` more tokens: new pages, and private copies of shared ones that will be
     // written. Throws CacheFull and leaves the sequence as it was.
@@ -95,6 +96,7 @@ class KvCache {
     friend class KvSequence;
     KvPage* take(int64_t group);
     void give(int64_t group, KvPage* page);
+    void drop_kept_pages();
 
     std::vector<KvGroup> groups_;
     KvEncoding encoding_;

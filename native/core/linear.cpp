@@ -151,8 +151,8 @@ void Executor::finish_rows(const LinearOp& op, const float* gate, const float* u
             continue;
         }
         if (part.bias != kNone) {
-            floats_.add(y, vector(part.bias) + first, out, count);
-            y = out;
+            // Not into `out`: the residual may still lie there.
+            floats_.add(y, vector(part.bias) + first, const_cast<float*>(y), count);
         }
         if (part.residual.buffer != kNone) {
             floats_.add(y, at(part.residual, row) + first, out, count);

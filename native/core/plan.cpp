@@ -6,6 +6,9 @@ namespace nybble {
 
 namespace {
 
+// Far beyond any model; products of two of these cannot overflow.
+constexpr int64_t kMostHeads = 1 << 20;
+
 class Checker {
    public:
     explicit Checker(const Plan& plan) : plan_(plan) {}
@@ -24,7 +27,17 @@ class Checker {
             require(view.buffer >= 0 && view.buffer < static_cast<int32_t>(plan_.buffers.size()), what);
             have = plan_.buffers[static_cast<size_t>(view.buffer)];
         }
-        require(view.offset >= 0 && width > 0 && view.offset + width <= have, what);
+        // The caller's array, and buffers of selected rows, have a row for each logit row asked for, no more.
+        require(selected_ || !of_selected_rows(view), "all rows in a place of selected rows");
+        require(view.offset >= 0 && view.offset <= have && width > 0 && width <= have - view.offset, what);
+    }
+
+    bool of_selected_rows(const View& view) const {
+        return view.buffer == kOutput || plan_.buffer_selected[static_cast<size_t>(view.buffer)];
+    }
+
+    static bool overlap(const View& a, int64_t a_width, const View& b, int64_t b_width) {
+        return a.buffer == b.buffer && a.offset < b.offset + b_width && b.offset < a.offset + a_width;
     }
 
     void vector(int32_t index, int64_t size, const char* what) const {
@@ -58,7 +71,8 @@ class Checker {
         for (const LinearPart& part : op.parts) {
             const Weight& w = weight(part.weight);
             require(w.columns == op.columns, "linear columns");
-            require(part.row >= 0 && part.rows > 0 && part.row + part.rows <= w.rows, "linear rows");
+            require(part.row >= 0 && part.rows > 0 && part.rows <= w.rows && part.row <= w.rows - part.rows,
+                    "linear rows");
             if (&part == &op.parts[0] || !op.gated) {
                 view(part.out, part.rows, "linear output");
                 // Tasks write while others still read the input.
@@ -70,15 +84,29 @@ class Checker {
             if (part.residual.buffer != kNone) {
                 require(!op.gated, "gated residual");
                 view(part.residual, part.rows, "linear residual");
+                // In place is fine: each element is read where it is written.
+                require(part.residual.offset == part.out.offset || !overlap(part.residual, part.rows, part.out, part.rows),
+                        "linear residual overlaps the output");
             }
         }
     }
     void check(const AttentionOp& op) const {
-        require(op.heads > 0 && op.kv_heads > 0 && op.heads % op.kv_heads == 0 && op.head_dim > 0, "heads");
+        require(op.heads > 0 && op.heads <= kMostHeads && op.kv_heads > 0 && op.heads % op.kv_heads == 0 &&
+                    op.head_dim > 0 && op.head_dim <= kMostHeads,
+                "heads");
         view(op.q, op.heads * op.head_dim, "q");
         view(op.k, op.kv_heads * op.head_dim, "k");
         view(op.v, op.kv_heads * op.head_dim, "v");
         view(op.out, op.heads * op.head_dim, "attention output");
+        // A task reads the queries whose results it writes; keys and values are everybody's.
+        const int64_t query_width = op.heads * op.head_dim;
+        const int64_t key_width = op.kv_heads * op.head_dim;
+        require(op.out.offset == op.q.offset || !overlap(op.out, query_width, op.q, query_width),
+                "attention output overlaps q");
+        require(!overlap(op.q, query_width, op.k, key_width), "q overlaps k");
+        for (const View* view : {&op.k, &op.v}) {
+            require(!overlap(op.out, query_width, *view, key_width), "attention output overlaps k or v");
+        }
         require(op.group >= 0 && op.group < static_cast<int64_t>(plan_.groups.size()), "KV group");
         const KvGroup& group = plan_.groups[static_cast<size_t>(op.group)];
         require(op.layer >= 0 && op.layer < group.layers && op.kv_heads == group.kv_heads &&
@@ -104,6 +132,7 @@ class Checker {
     void check(const SelectOp& op) const {
         view(op.in, op.width, "select input");
         view(op.out, op.width, "select output");
+        require(!of_selected_rows(op.in), "select from selected rows");
         require(op.in.buffer != op.out.buffer, "select in place");
     }
 
@@ -129,6 +158,10 @@ class Checker {
             require(group.window >= 0 && group.layers > 0 && group.kv_heads > 0 && group.head_dim > 0, "KV group");
         }
         for (const Op& op : plan_.ops) {
+            selected_ = op.selected;
+            require(!op.selected || !(std::holds_alternative<AttentionOp>(op.body) ||
+                                      std::holds_alternative<EmbeddingOp>(op.body)),
+                    "works on all rows, never on selected ones");
             std::visit([&](const auto& body) { check(body); }, op.body);
             ++op_;
         }
@@ -137,6 +170,7 @@ class Checker {
    private:
     const Plan& plan_;
     int64_t op_ = 0;
+    bool selected_ = false;
 };
 
 }  // namespace

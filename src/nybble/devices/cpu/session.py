@@ -137,16 +137,25 @@ class CpuSession:
     def forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         """Run new tokens of any number of sequences; see ``devices/base.py``."""
         with self._lock:
-            return self._forward(batch)
+            keep_alive = self._keep_alive  # close() in another thread must not take the weights away
+            try:
+                return self._forward(self.native, batch)
+            finally:
+                del keep_alive
 
-    def _forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
-        native = self.native
+    def _forward(self, native: _core.Session, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         repeated: list[tuple[_core.Sequence, npt.NDArray[np.int32], int, int]] = []
         main: list[tuple[_core.Sequence, npt.NDArray[np.int32], int, int]] = []
         after: list[tuple[CpuSequence, Items[int], bool]] = []
         rows = 0
+        seen: set[int] = set()
         for item in batch:
             sequence = _own(item.sequence)
+            if not native.owns(sequence.cache):
+                raise DeviceError("the sequence belongs to another session")
+            if id(sequence) in seen:
+                raise ValueError("a sequence may be in a batch only once")
+            seen.add(id(sequence))
             if sequence.length + len(item.tokens) > self._context_length:
                 raise ContextLengthError(
                     f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the context "
@@ -154,6 +163,9 @@ class CpuSession:
                 )
             if item.logits not in LOGIT_ROWS:
                 raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
+            if item.logits == "last" and len(item.tokens) == 0:
+                raise ValueError("no new tokens: there is no last row to return logits of")
+            self._check_ids(item.tokens)
         for item in batch:
             sequence = _own(item.sequence)
             held = sequence.tokens
@@ -168,7 +180,7 @@ class CpuSession:
             after.append((sequence, item.tokens, run.long))
             if item.logits == "all":
                 rows += len(item.tokens)
-            elif item.logits == "last" and len(item.tokens) > 0:
+            elif item.logits == "last":
                 rows += 1
         output = np.empty((rows, self._vocab_size), dtype=np.float32)
         try:
@@ -178,13 +190,20 @@ class CpuSession:
                     sequence.long = long
             native.forward(main, output)
         except _core.CacheFull as error:
-            raise OutOfMemoryError(f"{error}; close sequences, shorten them or raise kv_cache_limit") from None
+            raise OutOfMemoryError(
+                f"{error}; close sequences, shorten them or raise kv_cache_limit"
+            ) from None
         except _core.ForwardCancelled:
             raise Cancelled("the computation was cancelled") from None
         for sequence, tokens, long in after:
             sequence.append(tokens)
             sequence.long = long
         return output
+
+    def _check_ids(self, tokens: Items[int]) -> None:
+        ids = np.asarray(tokens)
+        if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self._vocab_size):
+            raise ValueError(f"token ids must be whole numbers in 0 .. {self._vocab_size - 1}")
 
     def cancel(self) -> None:
         """Make a running ``forward`` in another thread raise Cancelled soon."""
