@@ -105,7 +105,11 @@ def text_of(results: list[dict[str, Any]]) -> str:
                 )  # fmt: skip
         for name, found in result["memory"].items():
             memory.append(
-                (result["model"], name, *(f"{found[k] / MB:.1f}" for k in ("VmHWM", "kv_bytes", "beyond_bytes")))
+                (
+                    result["model"],
+                    name,
+                    *(f"{found[k] / MB:.1f}" for k in ("VmHWM", "kv_bytes", "beyond_bytes")),
+                )
             )
     return "\n\n".join(
         (
@@ -129,12 +133,17 @@ def main() -> None:
     results = [compare(arguments, model) for model in arguments.models]
     system = results[0]["start"][LLAMA[0]]
     head = (
-        f"{about['processor']}, {arguments.threads} threads, load average before {about['load_average']:.2f}, "
+        f"{about['processor']}, {arguments.threads} threads, "
+        f"load average before {about['load_average']:.2f}, "
         f"{arguments.repetitions} repetitions, idle CPU at most "
         f"{max(r['idle_cpu_share'] for r in results):.1%}\n"
         f"llama-cpp-python {system['version']}: {system['system'].strip()}"
     )
-    show(arguments, {**about, "threads": arguments.threads, "results": results}, head + "\n\n" + text_of(results))
+    show(
+        arguments,
+        {**about, "threads": arguments.threads, "results": results},
+        head + "\n\n" + text_of(results),
+    )
 
 
 if __name__ == "__main__":

@@ -143,7 +143,9 @@ def text_of(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="KL divergence from the f32 reference: nybble and llama.cpp.")
+    parser = argparse.ArgumentParser(
+        description="KL divergence from the f32 reference: nybble and llama.cpp."
+    )
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="WikiText-2's valid.txt, or any text")
     parser.add_argument("--tokens", type=int, default=4096)

@@ -67,10 +67,16 @@ def oracle(arguments: argparse.Namespace, model: Path) -> dict[str, np.ndarray]:
     """The oracle's answers, from the cache if they are there."""
     stat = model.stat()
     version = subprocess.check_output(
-        [arguments.oracle_python, "-c", "from importlib.metadata import version as v; print(v('transformers'))"],
+        [
+            arguments.oracle_python,
+            "-c",
+            "from importlib.metadata import version as v; print(v('transformers'))",
+        ],
         text=True,
     )
-    key = json.dumps([str(model.resolve()), stat.st_size, stat.st_mtime_ns, PROMPTS, arguments.tokens, version])
+    key = json.dumps(
+        [str(model.resolve()), stat.st_size, stat.st_mtime_ns, PROMPTS, arguments.tokens, version]
+    )
     path = arguments.cache / f"{model.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         note(f"{model.name}: asking transformers {version.strip()}")
@@ -159,13 +165,14 @@ def text_of(results: list[dict[str, Any]]) -> str:
     for result in results:
         for row in result["rows"]:
             free, wrong = row["free"], row["decode"]["wrong"] + row["prefill"]["wrong"]
+            margin = "" if free["margin"] is None else f" (margin {free['margin']:.3f})"
             rows.append(
                 (
                     result["model"], row["precision"], row["prompt"],
                     *(f"{row[p]['equal']}/{row['positions']}" for p in ("decode", "prefill")),
                     *(f"{row[p]['wide_equal']}/{row['wide']}" for p in ("decode", "prefill")),
                     f"{max((w['margin'] for w in wrong), default=0):.3f}",
-                    f"{free['equal_until']}" + ("" if free["margin"] is None else f" (margin {free['margin']:.3f})"),
+                    str(free["equal_until"]) + margin,
                     f"{max(row[p]['largest_difference'] for p in ('decode', 'prefill')):.4f}",
                     "yes" if row["same_prompt_ids"] else "NO",
                 )

@@ -92,7 +92,9 @@ def facts() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        names = (x.partition(":")[2].strip() for x in information.read_text().splitlines() if "model name" in x)
+        names = (
+            x.partition(":")[2].strip() for x in information.read_text().splitlines() if "model name" in x
+        )
         processor = next(names, processor)
     return {
         "processor": processor,

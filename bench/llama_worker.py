@@ -42,7 +42,9 @@ class Engine:
         options.n_batch = options.n_ubatch = batch
         options.n_threads = options.n_threads_batch = threads
         options.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if flash_attention
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         if not self.context:

@@ -6,7 +6,8 @@ Each model answers in a process of its own, ``nybble run --raw --ignore-eos``, w
 few milliseconds from outside. Definition: beyond = VmHWM - size of the file - KV cache, in decimal
 megabytes. VmHWM counts pages of the mapped file that were touched, so "beyond" is too small by what
 was never touched of it; RssAnon (memory of the process itself) and RssFile (mapped files: the model
-and the libraries) at the peak are shown beside it. The KV cache is what the prompt and the answer fill,
+and the libraries) at the peak are shown beside it. "own" does not depend on what was touched:
+RssAnon - KV cache + the libraries' mapped files. The KV cache is what the prompt and the answer fill,
 in pages of 64 tokens, f16. "Python and libraries" is a process that has imported all that the command
 needs and loaded nothing: that part is in "beyond" too.
 """
@@ -78,7 +79,14 @@ def measure(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(model)
     prompt = prompt_of(checkpoint, arguments.prompt)
     command = [sys.executable, "-m", "nybble", "run", "--raw", "--ignore-eos", "--temperature", "0"]
-    command += ["--max-tokens", str(arguments.answer), "--threads", str(arguments.threads), str(model), prompt]
+    command += [
+        "--max-tokens",
+        str(arguments.answer),
+        "--threads",
+        str(arguments.threads),
+        str(model),
+        prompt,
+    ]
     peaks = [watch(command) for _ in range(arguments.repetitions)]
     peak = max(peaks, key=lambda found: found["VmHWM"])
     size = model.stat().st_size
@@ -104,12 +112,14 @@ def main() -> None:
     imports = f"import {', '.join(IMPORTS.split())}; import time; time.sleep(0.05)"
     libraries = watch([sys.executable, "-c", imports])
     results = [measure(arguments, model) for model in arguments.models]
+    for result in results:
+        result["own_bytes"] = result["RssAnon"] - result["kv_bytes"] + libraries["RssFile"]
     rows = [
         (result["model"], *(f"{result[key] / MB:.1f}" for key in
-         ("VmHWM", "RssAnon", "RssFile", "file_bytes", "kv_bytes", "beyond_bytes")))
+         ("VmHWM", "RssAnon", "RssFile", "file_bytes", "kv_bytes", "beyond_bytes", "own_bytes")))
         for result in results
     ]  # fmt: skip
-    text = table(("model", "peak MB", "anonymous", "mapped", "file", "KV cache", "beyond"), rows)
+    text = table(("model", "peak MB", "anonymous", "mapped", "file", "KV cache", "beyond", "own"), rows)
     text += f"\n\nPython and libraries alone: {libraries['VmHWM'] / MB:.1f} MB"
     show(arguments, {**facts(), "libraries_bytes": libraries["VmHWM"], "results": results}, text)
 

@@ -66,13 +66,22 @@ def main() -> None:
     breakdown = [
         {
             "part": name,
-            **{key: statistics.median(mark[key] for mark in marks) for key in ("began", "seconds", "resident")},
+            **{
+                key: statistics.median(mark[key] for mark in marks)
+                for key in ("began", "seconds", "resident")
+            },
         }
         for name, marks in parts.items()
     ]
     breakdown.sort(key=lambda part: part["began"])
     to_first, to_exit = (spread(values) for values in zip(*times, strict=True))
-    result = {**facts(), "command": line, "to_first_text": to_first, "to_exit": to_exit, "breakdown": breakdown}
+    result = {
+        **facts(),
+        "command": line,
+        "to_first_text": to_first,
+        "to_exit": to_exit,
+        "breakdown": breakdown,
+    }
     text = table(
         ("", "median, s", "min .. max"),
         [

@@ -50,7 +50,12 @@ def main() -> int:
             finally:
                 ended = time.time()
                 marks.append(
-                    {"part": name, "began": began - parents_clock, "seconds": ended - began, "resident": resident()}
+                    {
+                        "part": name,
+                        "began": began - parents_clock,
+                        "seconds": ended - began,
+                        "resident": resident(),
+                    }
                 )
 
         return run
