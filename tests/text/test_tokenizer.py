@@ -38,7 +38,10 @@ def test_llama_cpp_vectors(name: str) -> None:
 def test_round_trip(name: str, text: str) -> None:
     built = tokenizer(name)
     for parse_special in (False, True):
-        assert built.decode(built.encode(text, parse_special=parse_special)) == text
+        ids = built.encode(text, add_special=False, parse_special=parse_special)
+        if parse_special and any(map(built.is_special, ids)):
+            continue  # Hypothesis knows names such as <|endoftext|> from the source; decoding drops them
+        assert built.decode(ids) == text
 
 
 @pytest.mark.parametrize("name", LOSSLESS)

@@ -6,6 +6,7 @@ top-p, min-p, XTC, temperature, draw.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,8 @@ class Sampler:
     ) -> None:
         self._options = options
         self._vocab_size = vocab_size
-        self._random = np.random.Generator(np.random.PCG64([seed, index]))
+        # Python promises that random() stays the same for a seed; importing numpy.random takes megabytes.
+        self._random = random.Random((index << 64) | seed)
         history = [token for token in history if token < vocab_size]
         self._bias = _bias_arrays(options, vocab_size)
         self._recent: list[int] | None = history if _penalizes(options) else None

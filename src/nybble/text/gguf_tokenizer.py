@@ -8,7 +8,9 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -72,16 +74,16 @@ class _Metadata:
         token_id = int(cast(int, value))
         return token_id if 0 <= token_id < size else None
 
-    def strings(self, key: str) -> list[str] | None:
+    def strings(self, key: str) -> Sequence[str] | None:
+        """An array of strings; None when the key is absent."""
         value = self._metadata.get(_PREFIX + key)
         if value is None:
             return None
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise FormatError(f"{_PREFIX}{key} must be an array of strings")
-        items = list(value)
-        if items and not isinstance(items[0], str):
+        if not isinstance(next(iter(value), ""), str):
             raise FormatError(f"{_PREFIX}{key} must be an array of strings")
-        return items
+        return value
 
     def numbers(self, key: str, dtype: npt.DTypeLike, size: int) -> npt.NDArray[Any] | None:
         value = self._metadata.get(_PREFIX + key)
@@ -125,8 +127,21 @@ def build_gguf_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
     FormatError: keys missing, of a wrong type, or contradicting each other. UnsupportedError: a
     tokenizer model or pre-tokenizer that nybble does not know.
     """
+    # Before the strings are there: modules between them would keep their memory from being freed.
+    import tokenizers.models  # noqa: F401
+
     with _no_garbage_collection():
-        return _build(_Metadata(metadata))
+        tokenizer = _build(_Metadata(metadata))
+    _give_back_memory()
+    return tokenizer
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: glibc would keep several megabytes of the merges' copies."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _build(data: _Metadata) -> Tokenizer:
@@ -135,7 +150,7 @@ def _build(data: _Metadata) -> Tokenizer:
         if not model:
             raise FormatError("the file has no tokenizer: tokenizer.ggml.model is missing")
         raise UnsupportedError(f"unknown tokenizer model {model!r}; known: {', '.join(_MODELS)}")
-    texts = data.strings("tokens")
+    texts = list(data.strings("tokens") or ())
     if not texts:
         raise FormatError("the file has no vocabulary: tokenizer.ggml.tokens is missing or empty")
     if "" in texts:
@@ -173,6 +188,7 @@ def _build(data: _Metadata) -> Tokenizer:
         space_prefix=space_prefix and model == "llama",
     )
     prefix, suffix = _around(data, model, row, special, len(texts))
+    vocabulary.pack()
     strips_space = space_prefix or model == "bert"
     return Tokenizer(vocabulary, encoder, special, prefix=prefix, suffix=suffix, space_prefix=strips_space)
 

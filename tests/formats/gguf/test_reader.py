@@ -303,7 +303,7 @@ def test_a_large_vocabulary_is_walked_over_fast_and_decoded_only_when_looked_at(
         best = min(best, time.perf_counter() - start)
     assert best < 0.15
     tokens = file.metadata["tokens"]
-    assert isinstance(tokens, StringArray) and tokens._decoded is None and len(tokens) == len(words)
+    assert isinstance(tokens, StringArray) and tokens._starts is None and len(tokens) == len(words)
     assert tokens == words
 
 

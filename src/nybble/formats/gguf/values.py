@@ -7,6 +7,7 @@ Opening a file only walks over an array to find its end and to check its bounds:
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -63,34 +64,19 @@ _SMALLEST = {STRING: 8, ARRAY: 12} | {number: row.size for number, row in SCALAR
 
 
 class StringArray(Sequence[str]):
-    """An array of strings in a file, decoded together when the first one is asked for.
+    """An array of strings in a file, decoded when they are looked at; none is kept.
 
     Equal to any sequence with the same strings.
     """
 
-    __slots__ = ("_count", "_cursor", "_decoded", "_key", "_start")
+    __slots__ = ("_count", "_cursor", "_key", "_start", "_starts")
 
     def __init__(self, cursor: Cursor, key: str, start: int, count: int) -> None:
         self._cursor = cursor
         self._key = key
         self._start = start
         self._count = count
-        self._decoded: list[str] | None = None
-
-    def _strings(self) -> list[str]:
-        if self._decoded is None:
-            data, unpack, position = self._cursor.data, self._cursor.unpack_u64, self._start
-            decoded: list[str] = []
-            append = decoded.append
-            try:
-                for _ in repeat(None, self._count):
-                    start = position + 8
-                    position = start + unpack(data, position)[0]
-                    append(str(data[start:position], "utf-8"))
-            except UnicodeDecodeError:
-                raise self._not_utf8() from None
-            self._decoded = decoded
-        return self._decoded
+        self._starts: array[int] | None = None
 
     def _not_utf8(self) -> FormatError:
         for index, item in enumerate(self.raw()):
@@ -120,10 +106,34 @@ class StringArray(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._strings()[index]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if self._starts is None:
+            for _ in self:  # FormatError if one of them is not UTF-8
+                pass
+            self._starts = array("Q", self._positions())
+        if not -self._count <= index < self._count:
+            raise IndexError(f"index {index} of {self._count} strings")
+        start = self._starts[index]
+        end = start + self._cursor.unpack_u64(self._cursor.data, start - 8)[0]
+        return str(self._cursor.data[start:end], "utf-8")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._strings())
+        data, unpack, position = self._cursor.data, self._cursor.unpack_u64, self._start
+        try:
+            for _ in repeat(None, self._count):
+                start = position + 8
+                position = start + unpack(data, position)[0]
+                yield str(data[start:position], "utf-8")
+        except UnicodeDecodeError:
+            raise self._not_utf8() from None
+
+    def _positions(self) -> Iterator[int]:
+        """Where the bytes of each string start."""
+        data, unpack, position = self._cursor.data, self._cursor.unpack_u64, self._start
+        for _ in repeat(None, self._count):
+            yield position + 8
+            position += 8 + unpack(data, position)[0]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):
