@@ -37,6 +37,7 @@ enum class Encoding : int32_t {
     mxfp4,
     nvfp4,
     q1_0,
+    q2_0,
     count,
 };
 

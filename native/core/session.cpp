@@ -26,20 +26,6 @@ int64_t choose_max_rows(const Plan& plan, int64_t wanted) {
     return std::clamp<int64_t>(fitting, 64, kMostRows);
 }
 
-const FloatKernels* float_kernels(Isa isa) {
-#if defined(NYBBLE_X86)
-    if (isa >= Isa::avx512) {
-        return float_kernels_avx512();
-    }
-    if (isa >= Isa::avx2) {
-        return float_kernels_avx2();
-    }
-#else
-    (void)isa;
-#endif
-    return float_kernels_portable();
-}
-
 }  // namespace
 
 Session::Session(const Plan& plan, const SessionOptions& options)

@@ -329,5 +329,17 @@ struct BlockQ1_0 {
     }
 };
 
+// | d 2 | two bits 16 |    x = d * (q - 1), element i in bits 2 (i % 4) of byte i / 4
+struct BlockQ2_0 {
+    static constexpr int size = 64, bytes = 18;
+    static constexpr bool has_minimum = false;
+    static void unpack(const uint8_t* block, int8_t* q, float* scale, float*) {
+        fill_groups(scale, 4, read_f16(block));
+        for (int i = 0; i < 64; ++i) {
+            q[i] = static_cast<int8_t>(((block[2 + (i >> 2)] >> (2 * (i & 3))) & 3) - 1);
+        }
+    }
+};
+
 }  // namespace
 }  // namespace nybble

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/cpu_features.h"
 #include "core/kv_encoding.h"
 
 namespace nybble {
@@ -68,6 +69,9 @@ struct FloatKernels {
 const FloatKernels* float_kernels_portable();
 const FloatKernels* float_kernels_avx2();
 const FloatKernels* float_kernels_avx512();
+
+// The table of a level; `isa` must be available here (cpu_features.h).
+const FloatKernels* float_kernels(Isa isa);
 
 // Matrix product on AMX bf16 tiles; see amx/gemm.cpp for the layouts.
 struct Bf16Gemm {

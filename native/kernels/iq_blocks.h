@@ -258,6 +258,7 @@ NYBBLE_ALWAYS_INLINE void for_each_rare_block(const Visit& visit) {
     visit(BlockTQ2_0{}, Encoding::tq2_0);
     visit(BlockNVFP4{}, Encoding::nvfp4);
     visit(BlockQ1_0{}, Encoding::q1_0);
+    visit(BlockQ2_0{}, Encoding::q2_0);
 }
 
 template <typename Visit>

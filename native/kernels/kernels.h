@@ -15,15 +15,19 @@
 
 namespace nybble {
 
-// Activations quantized to int8 in blocks of 32 along the row:
+// Activations quantized in blocks of 32 along the row. With 8 bits:
 //
 //   values  int8  [rows][columns]          x = scale * value, -127 <= value <= 127
 //   scales  float [rows][columns / 32]
 //   sums    float [rows][columns / 16]     scale * sum of the values of each half block
 //
-// With `high`, activations have 16 bits: x = scale * (256 * high + value), values in -32512 .. 32639.
+// With 16 bits there is a second plane of high bytes and the values are the low ones:
+//
+//   high    int8  [rows][columns]          x = scale * (256 * high + value),
+//                                          -127 <= high <= 127, -128 <= value <= 127
+//
 // That costs a second product on the same unpacked weights and makes the error of the activations
-// vanish beside that of float32 sums.
+// (half a step of a 32512th of the largest in the block) small beside that of the weights.
 //
 // `sums` turns a weight's constant offset or minimum into one multiply-add per half block.
 // Rows are `columns`, `columns / 32` and `columns / 16` elements apart; values are 64-byte aligned.

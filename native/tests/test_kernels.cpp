@@ -124,29 +124,62 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
     }
 }
 
+// What the activations of a check are like. All but `bytes` have 16 bits.
+enum class Pattern { bytes, words, largest, lowest_low_bytes, spike, zeros };
+
+constexpr Pattern patterns[] = {Pattern::bytes,            Pattern::words, Pattern::largest,
+                                Pattern::lowest_low_bytes, Pattern::spike, Pattern::zeros};
+
+// The k-th activation of a block as an integer.
+int activation(Pattern pattern, int k) {
+    const int sign = random_bits() % 2 ? 1 : -1;
+    switch (pattern) {
+        case Pattern::bytes: return static_cast<int>(random_bits() % 255) - 127;
+        case Pattern::words: return static_cast<int>(random_bits() % 65025) - 32512;
+        case Pattern::largest: return sign * (256 * 127 + (sign > 0 ? 127 : 0));
+        case Pattern::lowest_low_bytes: return 256 * (static_cast<int>(random_bits() % 254) - 126) - 128;
+        case Pattern::spike: return k == 17 ? sign * 32512 : 0;
+        default: return 0;
+    }
+}
+
+// Activations that the float `values` show exactly but for one rounding.
 struct Activations {
     std::vector<int8_t> storage;
     std::vector<float> scales, sums, values;  // values: float [m][columns]
     Int8Rows rows{};
 
-    Activations(int64_t m, int64_t columns) : storage(static_cast<size_t>(m * columns) + 64) {
-        int8_t* aligned = storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
+    Activations(int64_t m, int64_t columns, Pattern pattern) : storage(static_cast<size_t>(2 * (m * columns + 64))) {
+        int8_t* low = aligned(storage.data());
+        int8_t* high = aligned(low + m * columns);
         for (int64_t i = 0; i < m * columns / 32; ++i) {
             const float scale = std::ldexp(1.0f + static_cast<float>(random_bits() % 1000) / 1000.0f, -6);
             scales.push_back(scale);
             for (int half = 0; half < 2; ++half) {
                 int sum = 0;
-                for (int k = 0; k < 16; ++k) {
-                    const int8_t value = static_cast<int8_t>(static_cast<int>(random_bits() % 255) - 127);
-                    aligned[32 * i + 16 * half + k] = value;
+                for (int k = 16 * half; k < 16 * half + 16; ++k) {
+                    const int value = activation(pattern, k);
+                    // Rounded down to a multiple of 256 with the low byte in -128 .. 127.
+                    const int upper = (value + 128 + 65536) / 256 - 256;
+                    high[32 * i + k] = static_cast<int8_t>(upper);
+                    low[32 * i + k] = static_cast<int8_t>(value - 256 * upper);
                     sum += value;
                     values.push_back(scale * static_cast<float>(value));
                 }
                 sums.push_back(scale * static_cast<float>(sum));
             }
         }
-        rows = {aligned, scales.data(), sums.data(), columns};
+        rows = {low, scales.data(), sums.data(), columns, pattern == Pattern::bytes ? nullptr : high};
     }
+
+    Int8Rows from(int64_t row) const {
+        return {rows.values + row * rows.columns, rows.scales + row * rows.columns / 32,
+                rows.sums + row * rows.columns / 16, rows.columns,
+                rows.high ? rows.high + row * rows.columns : nullptr};
+    }
+
+private:
+    static int8_t* aligned(int8_t* p) { return p + (64 - reinterpret_cast<uintptr_t>(p) % 64) % 64; }
 };
 
 bool same_bits(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
@@ -174,63 +207,84 @@ void check_dequantize(Isa isa, Encoding encoding) {
     }
 }
 
-// Both products, for one shape, against double precision; then row by row, which must give the same bits.
-void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int64_t m) {
+// One product against double precision; then in other groups of rows, which must give the same bits.
+// run(first weight row, rows, first activation row, m, y) multiplies.
+template <typename Run>
+void check_product(const std::string& what, const std::vector<float>& w, int64_t rows, const Activations& x,
+                   int64_t m, int64_t y_stride, const Run& run) {
+    const int64_t columns = x.rows.columns;
+    std::vector<float> y(static_cast<size_t>(m * y_stride), -7.0f);
+    run(0, rows, 0, m, y.data());
+    double worst = 0.0;
+    for (int64_t j = 0; j < m; ++j) {
+        for (int64_t r = 0; r < rows; ++r) {
+            double sum = 0.0;
+            double magnitude = 0.0;
+            for (int64_t c = 0; c < columns; ++c) {
+                const double product = static_cast<double>(w[static_cast<size_t>(r * columns + c)]) *
+                                       static_cast<double>(x.values[static_cast<size_t>(j * columns + c)]);
+                sum += product;
+                magnitude += std::fabs(product);
+            }
+            const double error = std::fabs(static_cast<double>(y[static_cast<size_t>(j * y_stride + r)]) - sum);
+            const double allowed = magnitude > 0.0 ? error / magnitude : error * HUGE_VAL;
+            worst = std::isfinite(error) ? std::max(worst, error > 0.0 ? allowed : 0.0) : HUGE_VAL;
+        }
+        check(y[static_cast<size_t>(j * y_stride + rows)] == -7.0f, what + " wrote beyond its rows");
+    }
+    // A few float32 roundings of the sum of magnitudes.
+    check(worst < 2e-6, what + " error " + std::to_string(worst));
+    bool same = true;
+    for (int64_t j = 0; j < m; ++j) {
+        for (int64_t r = 0; r < rows; ++r) {
+            float alone = 0.0f;
+            run(r, 1, j, 1, &alone);
+            same = same && same_bits(&alone, &y[static_cast<size_t>(j * y_stride + r)], 4);
+        }
+    }
+    std::vector<float> pairs(static_cast<size_t>(m * y_stride));
+    for (int64_t j = 0; j < m; j += 2) {
+        for (int64_t r = 0; r < rows; r += 3) {
+            run(r, std::min<int64_t>(3, rows - r), j, std::min<int64_t>(2, m - j), pairs.data() + j * y_stride + r);
+        }
+    }
+    for (int64_t j = 0; j < m; ++j) {
+        same = same && same_bits(&pairs[static_cast<size_t>(j * y_stride)], &y[static_cast<size_t>(j * y_stride)],
+                                 static_cast<size_t>(rows) * 4);
+    }
+    check(same, what + " depends on the grouping of rows");
+}
+
+// Every product of an encoding, for one shape.
+void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int64_t m, Pattern pattern) {
     const EncodingInfo& info = encoding_info(encoding);
     const EncodingKernels& kernels = encoding_kernels(isa)[static_cast<int>(encoding)];
     const std::string what = std::string(isa_name(isa)) + " " + info.name + " " + std::to_string(rows) + "x" +
-                             std::to_string(columns) + " m=" + std::to_string(m);
+                             std::to_string(columns) + " m=" + std::to_string(m) + " pattern " +
+                             std::to_string(static_cast<int>(pattern)) + ": ";
     const size_t stride = row_bytes(encoding, columns);
     GuardedBytes weight(stride * static_cast<size_t>(rows));
     fill_blocks(encoding, weight.data(), weight.size());
     std::vector<float> w(static_cast<size_t>(rows * columns));
     encoding_kernels_portable()[static_cast<int>(encoding)].dequantize_f32(weight.data(), w.data(), rows * columns);
-    const Activations x(m, columns);
-
+    const Activations x(m, columns, pattern);
     const int64_t y_stride = rows + 3;
-    for (int integer = 0; integer < 2; ++integer) {
-        if (integer && !kernels.linear_int8) continue;
-        const auto run = [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
-            const uint8_t* from = weight.data() + stride * static_cast<size_t>(row);
-            if (integer) {
-                const Int8Rows part{x.rows.values + first * columns, x.rows.scales + first * columns / 32,
-                                    x.rows.sums + first * columns / 16, columns};
-                kernels.linear_int8(from, stride, row_count, part, count, y, y_stride);
-            } else {
-                kernels.linear_f32(from, stride, row_count, x.values.data() + first * columns, columns, columns, count,
-                                   y, y_stride);
-            }
-        };
-        std::vector<float> y(static_cast<size_t>(m * y_stride), -7.0f);
-        run(0, rows, 0, m, y.data());
-        double worst = 0.0;
-        for (int64_t j = 0; j < m; ++j) {
-            for (int64_t r = 0; r < rows; ++r) {
-                double sum = 0.0;
-                double magnitude = 0.0;
-                for (int64_t c = 0; c < columns; ++c) {
-                    const double product = static_cast<double>(w[static_cast<size_t>(r * columns + c)]) *
-                                           static_cast<double>(x.values[static_cast<size_t>(j * columns + c)]);
-                    sum += product;
-                    magnitude += std::fabs(product);
-                }
-                const double error = std::fabs(static_cast<double>(y[static_cast<size_t>(j * y_stride + r)]) - sum);
-                worst = std::isfinite(error) ? std::max(worst, error / magnitude) : HUGE_VAL;
-            }
-            check(y[static_cast<size_t>(j * y_stride + rows)] == -7.0f, what + ": wrote beyond its rows");
-        }
-        // A few float32 roundings of the sum of magnitudes.
-        check(worst < 2e-6, what + (integer ? ": linear_int8" : ": linear_f32") + " error " + std::to_string(worst));
-        bool same = true;
-        for (int64_t j = 0; j < m; ++j) {
-            for (int64_t r = 0; r < rows; ++r) {
-                float alone = 0.0f;
-                run(r, 1, j, 1, &alone);
-                same = same && same_bits(&alone, &y[static_cast<size_t>(j * y_stride + r)], 4);
-            }
-        }
-        check(same, what + (integer ? ": linear_int8" : ": linear_f32") + " depends on the grouping of rows");
+    const auto weight_row = [&](int64_t row) { return weight.data() + stride * static_cast<size_t>(row); };
+
+    if (pattern == Pattern::bytes) {
+        check_product(what + "linear_f32", w, rows, x, m, y_stride,
+                      [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
+                          kernels.linear_f32(weight_row(row), stride, row_count, x.values.data() + first * columns,
+                                             columns, columns, count, y, y_stride);
+                      });
     }
+    const LinearInt8 kernel = pattern == Pattern::bytes ? kernels.linear_int8 : kernels.linear_int16;
+    check((kernel != nullptr) == (info.block_size > 1), what + "block encodings have integer products");
+    if (kernel == nullptr) return;
+    check_product(what + (pattern == Pattern::bytes ? "linear_int8" : "linear_int16"), w, rows, x, m, y_stride,
+                  [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
+                      kernel(weight_row(row), stride, row_count, x.from(first), count, y, y_stride);
+                  });
 }
 
 }  // namespace
@@ -248,7 +302,15 @@ int main() {
             check_dequantize(isa, encoding);
             for (int64_t blocks : {1, 2, 3, 4, 5, 15, 16, 18, 19}) {
                 const int64_t columns = block < 32 ? 32 * blocks : block * blocks;
-                for (int64_t m : {1, 2, 3, 4, 6}) check_linear(isa, encoding, 1 + random_bits() % 7, columns, m);
+                for (int64_t m : {1, 2, 3, 4, 5, 6}) {
+                    for (Pattern pattern : {Pattern::bytes, Pattern::words}) {
+                        check_linear(isa, encoding, 1 + random_bits() % 7, columns, m, pattern);
+                    }
+                }
+            }
+            // More rows and columns than kernels work on at a time.
+            for (Pattern pattern : patterns) {
+                for (int64_t m : {1, 3, 4}) check_linear(isa, encoding, 35, 4096, m, pattern);
             }
         }
         std::printf("%s done\n", isa_name(isa));

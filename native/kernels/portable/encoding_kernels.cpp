@@ -1,5 +1,7 @@
-// From a level to its table.
+// From a level to its tables.
 #include "kernels/encoding_kernels.h"
+
+#include "kernels/float_kernels.h"
 
 namespace nybble {
 
@@ -14,6 +16,16 @@ const EncodingKernels* encoding_kernels(Isa isa) {
 #endif
         default: return encoding_kernels_portable();
     }
+}
+
+const FloatKernels* float_kernels(Isa isa) {
+#if NYBBLE_X86
+    if (isa >= Isa::avx512) return float_kernels_avx512();
+    if (isa >= Isa::avx2) return float_kernels_avx2();
+#else
+    (void)isa;
+#endif
+    return float_kernels_portable();
 }
 
 }  // namespace nybble

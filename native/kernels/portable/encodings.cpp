@@ -39,8 +39,9 @@ NYBBLE_ALWAYS_INLINE int32_t dot_16(const int8_t* a, const int8_t* b) {
     return sum;
 }
 
-template <typename Block>
-void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
+// Activations of 8 bits, or of 16 if `wide`: 16 * 128 * 32640 is far below 2^31.
+template <typename Block, bool wide>
+void linear_integer(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
                  int64_t y_stride) {
     constexpr int groups = Block::size / 16;
     int8_t q[Block::size];
@@ -55,11 +56,13 @@ void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8R
                 Block::unpack(block, q, scale, minimum);
                 for (int j = 0; j < M; ++j) {
                     const int8_t* values = x.values + (first + j) * x.columns + c;
+                    const int8_t* high = wide ? x.high + (first + j) * x.columns + c : nullptr;
                     const float* x_scales = x.scales + ((first + j) * x.columns + c) / 32;
                     const float* x_sums = x.sums + ((first + j) * x.columns + c) / 16;
                     for (int g = 0; g < groups; ++g) {
-                        const float dot = static_cast<float>(dot_16(q + 16 * g, values + 16 * g));
-                        sums[j] += scale[g] * x_scales[g / 2] * dot;
+                        int32_t dot = dot_16(q + 16 * g, values + 16 * g);
+                        if (wide) dot += 256 * dot_16(q + 16 * g, high + 16 * g);
+                        sums[j] += scale[g] * x_scales[g / 2] * static_cast<float>(dot);
                         if (Block::has_minimum) sums[j] += minimum[g] * x_sums[g];
                     }
                 }
@@ -90,7 +93,8 @@ EncodingKernelTable make_table() {
         using Block = decltype(block);
         add_block_f32<PortableFloats, Block>(table[encoding]);
         table[encoding].dequantize_bf16 = dequantize_bf16<dequantize_blocks_f32<Block>, Block::size, Block::bytes>;
-        table[encoding].linear_int8 = linear_int8<Block>;
+        table[encoding].linear_int8 = linear_integer<Block, false>;
+        table[encoding].linear_int16 = linear_integer<Block, true>;
     });
     return table;
 }
