@@ -58,12 +58,18 @@ int main(int argc, char** argv) {
     int repeat = 5;
     for (int i = 1; i + 1 < argc; i += 2) {
         const std::string option = argv[i];
-        if (option == "--isa") only_isa = argv[i + 1];
-        else if (option == "--encoding") only_encoding = argv[i + 1];
-        else if (option == "--columns") columns = std::atoll(argv[i + 1]);
-        else if (option == "--megabytes") megabytes = static_cast<size_t>(std::atoll(argv[i + 1]));
-        else if (option == "--repeat") repeat = std::atoi(argv[i + 1]);
-        else return std::fprintf(stderr, "unknown option %s\n", argv[i]), 2;
+        if (option == "--isa")
+            only_isa = argv[i + 1];
+        else if (option == "--encoding")
+            only_encoding = argv[i + 1];
+        else if (option == "--columns")
+            columns = std::atoll(argv[i + 1]);
+        else if (option == "--megabytes")
+            megabytes = static_cast<size_t>(std::atoll(argv[i + 1]));
+        else if (option == "--repeat")
+            repeat = std::atoi(argv[i + 1]);
+        else
+            return std::fprintf(stderr, "unknown option %s\n", argv[i]), 2;
     }
     std::vector<uint64_t> memory(megabytes << 17, 0x2523211f1d1b1917u);
     const uint8_t* weight = reinterpret_cast<const uint8_t*>(memory.data());
@@ -76,8 +82,9 @@ int main(int argc, char** argv) {
     const Int8Rows x{aligned, scales.data(), sums.data(), columns};
 
     std::printf("read %.1f GB/s\n", read_gb_per_second(memory, repeat));
-    std::printf("%-12s %-8s | memory m=1    2    3    4 | cache m=1     2     3     4 | f32 m=1 | el/ns f32  bf16\n", "isa",
-                "encoding");
+    std::printf(
+        "%-12s %-8s | memory m=1    2    3    4 | cache m=1     2     3     4 | f32 m=1 | el/ns f32  bf16\n",
+        "isa", "encoding");
     for (Isa isa : available_isas()) {
         if (!only_isa.empty() && only_isa != isa_name(isa)) continue;
         for (int e = 0; e < static_cast<int>(Encoding::count); ++e) {
@@ -97,16 +104,20 @@ int main(int argc, char** argv) {
                     }
                     const int64_t times = rows == all_rows ? 1 : std::max<int64_t>(1, all_rows / rows / 8);
                     const double seconds = best_seconds(repeat, [&] {
-                        for (int64_t i = 0; i < times; ++i) kernels.linear_int8(weight, stride, rows, x, m, y.data(), rows);
+                        for (int64_t i = 0; i < times; ++i)
+                            kernels.linear_int8(weight, stride, rows, x, m, y.data(), rows);
                     });
-                    std::printf(" %5.1f", static_cast<double>(times * rows) * static_cast<double>(stride) * 1e-9 / seconds);
+                    std::printf(" %5.1f", static_cast<double>(times * rows) * static_cast<double>(stride) *
+                                              1e-9 / seconds);
                 }
                 std::printf(" |");
             }
             const double seconds = best_seconds(repeat, [&] {
-                kernels.linear_f32(weight, stride, few_rows, floats.data(), columns, columns, 1, y.data(), few_rows);
+                kernels.linear_f32(weight, stride, few_rows, floats.data(), columns, columns, 1, y.data(),
+                                   few_rows);
             });
-            std::printf(" %7.1f |", static_cast<double>(few_rows) * static_cast<double>(stride) * 1e-9 / seconds);
+            std::printf(" %7.1f |",
+                        static_cast<double>(few_rows) * static_cast<double>(stride) * 1e-9 / seconds);
             constexpr int64_t n = 8192;
             alignas(64) static float out[n];
             alignas(64) static uint16_t out16[n];

@@ -71,7 +71,7 @@ struct QuantizedRows {
         rows = {values, scales.data(), sums.data(), k, high};
     }
 
-private:
+   private:
     static int8_t* aligned(int8_t* p) { return p + (64 - reinterpret_cast<uintptr_t>(p) % 64) % 64; }
 };
 
@@ -91,7 +91,8 @@ void register_kernels(nb::module_& module) {
         [](const std::string& name, const Bytes& data, int64_t n, const std::string& isa) {
             const Encoding encoding = checked_encoding(name);
             std::vector<float> out(check_blocks(encoding, n, data.size()));
-            encoding_kernels(checked_isa(isa))[static_cast<int>(encoding)].dequantize_f32(data.data(), out.data(), n);
+            encoding_kernels(checked_isa(isa))[static_cast<int>(encoding)].dequantize_f32(data.data(),
+                                                                                          out.data(), n);
             return make_array(std::move(out), {static_cast<size_t>(n)});
         },
         nb::arg("encoding"), nb::arg("data"), nb::arg("n"), nb::arg("isa") = "",
@@ -101,7 +102,8 @@ void register_kernels(nb::module_& module) {
         [](const std::string& name, const Bytes& data, int64_t n, const std::string& isa) -> nb::object {
             const Encoding encoding = checked_encoding(name);
             std::vector<uint16_t> out(check_blocks(encoding, n, data.size()));
-            const auto kernel = encoding_kernels(checked_isa(isa))[static_cast<int>(encoding)].dequantize_bf16;
+            const auto kernel =
+                encoding_kernels(checked_isa(isa))[static_cast<int>(encoding)].dequantize_bf16;
             if (kernel == nullptr) {
                 return nb::none();
             }
@@ -112,8 +114,8 @@ void register_kernels(nb::module_& module) {
         "bfloat16 bits, or None where the level has no such kernel.");
     module.def(
         "linear",
-        [](const std::string& name, const Bytes& weight, int64_t rows, const Matrix& x, const std::string& path,
-           const std::string& isa_text) -> nb::object {
+        [](const std::string& name, const Bytes& weight, int64_t rows, const Matrix& x,
+           const std::string& path, const std::string& isa_text) -> nb::object {
             const Encoding encoding = checked_encoding(name);
             const Isa isa = checked_isa(isa_text);
             const int64_t m = static_cast<int64_t>(x.shape(0));
@@ -140,8 +142,10 @@ void register_kernels(nb::module_& module) {
             }
             return nb::cast(make_array(std::move(y), {static_cast<size_t>(m), static_cast<size_t>(rows)}));
         },
-        nb::arg("encoding"), nb::arg("weight"), nb::arg("rows"), nb::arg("x"), nb::arg("path"), nb::arg("isa") = "",
-        "x (m, columns) @ weight.T by one kernel: path f32, int8 or int16 (the type of the activations); None "
+        nb::arg("encoding"), nb::arg("weight"), nb::arg("rows"), nb::arg("x"), nb::arg("path"),
+        nb::arg("isa") = "",
+        "x (m, columns) @ weight.T by one kernel: path f32, int8 or int16 (the type of the activations); "
+        "None "
         "where the level has no such kernel.");
     module.def(
         "quantize_activations",
@@ -150,7 +154,8 @@ void register_kernels(nb::module_& module) {
             const int64_t m = static_cast<int64_t>(x.shape(0));
             const int64_t k = static_cast<int64_t>(x.shape(1));
             if ((!wide && path != "int8") || k % 32 != 0) {
-                throw std::invalid_argument("quantize_activations: path is int8 or int16, columns a multiple of 32");
+                throw std::invalid_argument(
+                    "quantize_activations: path is int8 or int16, columns a multiple of 32");
             }
             QuantizedRows quantized(checked_isa(isa), x.data(), m, k, wide);
             const Int8Rows& rows = quantized.rows;
@@ -165,13 +170,16 @@ void register_kernels(nb::module_& module) {
                                   make_array(std::move(quantized.sums), {x.shape(0), x.shape(1) / 16}));
         },
         nb::arg("x"), nb::arg("path"), nb::arg("isa") = "",
-        "(values, high, scales, sums) that stand for x (m, columns) in the integer kernels: x is about scale * "
-        "(256 * high + value), one scale for 32 columns; sums are those of x over 16 columns; with int8, high is 0.");
+        "(values, high, scales, sums) that stand for x (m, columns) in the integer kernels: x is about scale "
+        "* "
+        "(256 * high + value), one scale for 32 columns; sums are those of x over 16 columns; with int8, "
+        "high is 0.");
     module.def(
         "encoding_kernels",
         [](const std::string& name, const std::string& isa_text) {
             const Encoding encoding = checked_encoding(name);
-            const EncodingKernels& kernels = encoding_kernels(checked_isa(isa_text))[static_cast<int>(encoding)];
+            const EncodingKernels& kernels =
+                encoding_kernels(checked_isa(isa_text))[static_cast<int>(encoding)];
             nb::dict result;
             result["int8"] = kernels.linear_int8 != nullptr;
             result["int16"] = kernels.linear_int16 != nullptr;

@@ -33,7 +33,8 @@ void register_machine(nb::module_& module) {
             return report;
         },
         "Every level, and why it cannot be used here (an empty text: it can).");
-    module.def("default_threads", [] { return default_thread_count(); }, "Threads used when the user does not say.");
+    module.def(
+        "default_threads", [] { return default_thread_count(); }, "Threads used when the user does not say.");
     module.def(
         "default_threads_reason", [] { return std::string(default_thread_count_reason()); },
         "How default_threads came to its answer.");

@@ -19,13 +19,9 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using ViewTuple = std::tuple<int32_t, int64_t>;
 using NormTuple = std::tuple<int32_t, float, float>;
 
-View view(const ViewTuple& tuple) {
-    return {std::get<0>(tuple), std::get<1>(tuple)};
-}
+View view(const ViewTuple& tuple) { return {std::get<0>(tuple), std::get<1>(tuple)}; }
 
-Norm norm(const NormTuple& tuple) {
-    return {std::get<0>(tuple), std::get<1>(tuple), std::get<2>(tuple)};
-}
+Norm norm(const NormTuple& tuple) { return {std::get<0>(tuple), std::get<1>(tuple), std::get<2>(tuple)}; }
 
 Activation activation(const std::string& name) {
     if (name == "silu") {
@@ -44,7 +40,8 @@ std::vector<float> to_vector(const Floats& array) {
     return std::vector<float>(array.data(), array.data() + array.size());
 }
 
-int32_t add_weight(Plan& plan, const std::string& encoding, int64_t rows, int64_t columns, const Bytes& data) {
+int32_t add_weight(Plan& plan, const std::string& encoding, int64_t rows, int64_t columns,
+                   const Bytes& data) {
     Weight weight;
     weight.encoding = encoding_from_name(encoding);
     if (weight.encoding == Encoding::count) {
@@ -91,8 +88,8 @@ void register_plan(nb::module_& module) {
                  return static_cast<int32_t>(plan.buffers.size()) - 1;
              })
         .def("add_rope",
-             [](Plan& plan, int64_t rotary_dim, bool interleaved, const Floats& frequencies_short, float factor_short,
-                const Floats& frequencies_long, float factor_long) {
+             [](Plan& plan, int64_t rotary_dim, bool interleaved, const Floats& frequencies_short,
+                float factor_short, const Floats& frequencies_long, float factor_long) {
                  Rope rope;
                  rope.rotary_dim = rotary_dim;
                  rope.interleaved = interleaved;
@@ -113,12 +110,13 @@ void register_plan(nb::module_& module) {
                  plan.ops.push_back({EmbeddingOp{weight, scale, view(out)}, false});
              })
         .def("norm",
-             [](Plan& plan, NormTuple weights, ViewTuple in, ViewTuple out, int64_t width, int64_t group, bool selected) {
+             [](Plan& plan, NormTuple weights, ViewTuple in, ViewTuple out, int64_t width, int64_t group,
+                bool selected) {
                  plan.ops.push_back({NormOp{norm(weights), view(in), view(out), width, group}, selected});
              })
         .def("linear",
-             [](Plan& plan, ViewTuple in, int64_t columns, NormTuple weights, bool gated, const std::string& kind,
-                const std::vector<PartTuple>& parts, bool selected) {
+             [](Plan& plan, ViewTuple in, int64_t columns, NormTuple weights, bool gated,
+                const std::string& kind, const std::vector<PartTuple>& parts, bool selected) {
                  LinearOp op;
                  op.in = view(in);
                  op.columns = columns;
@@ -131,35 +129,37 @@ void register_plan(nb::module_& module) {
                  plan.ops.push_back({std::move(op), selected});
              })
         .def("attention",
-             [](Plan& plan, ViewTuple q, ViewTuple k, ViewTuple v, ViewTuple out, int64_t heads, int64_t kv_heads,
-                int64_t head_dim, int64_t group, int64_t layer, int64_t window, float scale, float softcap,
-                NormTuple q_norm, NormTuple k_norm, int32_t rope) {
-                 plan.ops.push_back({AttentionOp{view(q), view(k), view(v), view(out), heads, kv_heads, head_dim, group,
-                                                 layer, window, scale, softcap, norm(q_norm), norm(k_norm), rope},
-                                     false});
+             [](Plan& plan, ViewTuple q, ViewTuple k, ViewTuple v, ViewTuple out, int64_t heads,
+                int64_t kv_heads, int64_t head_dim, int64_t group, int64_t layer, int64_t window, float scale,
+                float softcap, NormTuple q_norm, NormTuple k_norm, int32_t rope) {
+                 plan.ops.push_back(
+                     {AttentionOp{view(q), view(k), view(v), view(out), heads, kv_heads, head_dim, group,
+                                  layer, window, scale, softcap, norm(q_norm), norm(k_norm), rope},
+                      false});
              })
         .def("add",
              [](Plan& plan, ViewTuple a, ViewTuple b, ViewTuple out, int64_t width, bool selected) {
-                 plan.ops.push_back(
-                     {ElementwiseOp{ElementwiseKind::add, view(a), view(b), view(out), width, 1, Activation::silu}, selected});
+                 plan.ops.push_back({ElementwiseOp{ElementwiseKind::add, view(a), view(b), view(out), width,
+                                                   1, Activation::silu},
+                                     selected});
              })
         .def("scale",
              [](Plan& plan, ViewTuple a, ViewTuple out, int64_t width, float factor, bool selected) {
-                 plan.ops.push_back(
-                     {ElementwiseOp{ElementwiseKind::scale, view(a), View{}, view(out), width, factor, Activation::silu},
-                      selected});
+                 plan.ops.push_back({ElementwiseOp{ElementwiseKind::scale, view(a), View{}, view(out), width,
+                                                   factor, Activation::silu},
+                                     selected});
              })
         .def("softcap",
              [](Plan& plan, ViewTuple a, ViewTuple out, int64_t width, float cap, bool selected) {
-                 plan.ops.push_back(
-                     {ElementwiseOp{ElementwiseKind::softcap, view(a), View{}, view(out), width, cap, Activation::silu},
-                      selected});
+                 plan.ops.push_back({ElementwiseOp{ElementwiseKind::softcap, view(a), View{}, view(out),
+                                                   width, cap, Activation::silu},
+                                     selected});
              })
         .def("gated",
-             [](Plan& plan, ViewTuple gate, ViewTuple up, ViewTuple out, int64_t width, const std::string& kind,
-                bool selected) {
-                 plan.ops.push_back({ElementwiseOp{ElementwiseKind::gated, view(gate), view(up), view(out), width, 1,
-                                                   activation(kind)},
+             [](Plan& plan, ViewTuple gate, ViewTuple up, ViewTuple out, int64_t width,
+                const std::string& kind, bool selected) {
+                 plan.ops.push_back({ElementwiseOp{ElementwiseKind::gated, view(gate), view(up), view(out),
+                                                   width, 1, activation(kind)},
                                      selected});
              })
         .def("select", [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width) {

@@ -24,11 +24,12 @@ KvEncoding kv_encoding(const std::string& name) {
     if (name == "bf16") return KvEncoding::bf16;
     if (name == "q8_0") return KvEncoding::q8_0;
     if (name == "q4_0") return KvEncoding::q4_0;
-    throw std::invalid_argument("unknown KV cache encoding " + name + "; there are f32, f16, bf16, q8_0 and q4_0");
+    throw std::invalid_argument("unknown KV cache encoding " + name +
+                                "; there are f32, f16, bf16, q8_0 and q4_0");
 }
 
-std::unique_ptr<Session> make_session(const Plan& plan, int threads, const std::string& kv, int64_t kv_limit_bytes,
-                                      int64_t max_rows, bool precise) {
+std::unique_ptr<Session> make_session(const Plan& plan, int threads, const std::string& kv,
+                                      int64_t kv_limit_bytes, int64_t max_rows, bool precise) {
     SessionOptions options;
     options.threads = threads;
     options.kv_encoding = kv_encoding(kv);
@@ -39,7 +40,8 @@ std::unique_ptr<Session> make_session(const Plan& plan, int threads, const std::
     for (const KvGroup& group : plan.groups) {
         if ((options.kv_encoding == KvEncoding::q8_0 || options.kv_encoding == KvEncoding::q4_0) &&
             group.head_dim % 32 != 0) {
-            throw std::invalid_argument("a " + kv + " KV cache needs a head_dim that is a multiple of 32, not " +
+            throw std::invalid_argument("a " + kv +
+                                        " KV cache needs a head_dim that is a multiple of 32, not " +
                                         std::to_string(group.head_dim) + "; use f16");
         }
     }
@@ -64,7 +66,8 @@ void forward(Session& session, const std::vector<ItemTuple>& tuples, Output outp
                 throw std::invalid_argument("forward: a sequence occurs twice in one batch");
             }
         }
-        items.push_back({sequence, tokens.data(), static_cast<int64_t>(tokens.size()), static_cast<LogitRows>(rows), rope_set});
+        items.push_back({sequence, tokens.data(), static_cast<int64_t>(tokens.size()),
+                         static_cast<LogitRows>(rows), rope_set});
     }
     if (static_cast<int64_t>(output.shape(0)) != Session::output_rows(items) ||
         static_cast<int64_t>(output.shape(1)) != session.plan().vocab_size) {
@@ -91,13 +94,15 @@ void register_session(nb::module_& module) {
     nb::class_<Session>(module, "Session", "A plan with threads, buffers and a KV cache.")
         .def("new_sequence", &Session::new_sequence, nb::keep_alive<0, 1>())
         .def("forward", &forward)
-        .def("owns", [](Session& session, const KvSequence& sequence) { return sequence.belongs_to(session.cache()); })
+        .def("owns", [](Session& session,
+                        const KvSequence& sequence) { return sequence.belongs_to(session.cache()); })
         .def("cancel", &Session::cancel)
         .def_prop_ro("threads", &Session::threads)
         .def_prop_ro("max_rows", [](const Session& session) { return session.options().max_rows; })
         .def_prop_ro("buffer_bytes", &Session::buffer_bytes)
         .def_prop_ro("uses_amx", &Session::uses_amx)
         .def_prop_ro("cache_bytes_in_use", [](Session& session) { return session.cache().bytes_in_use(); })
-        .def_prop_ro("cache_bytes_allocated", [](Session& session) { return session.cache().bytes_allocated(); });
+        .def_prop_ro("cache_bytes_allocated",
+                     [](Session& session) { return session.cache().bytes_allocated(); });
     module.def("make_session", &make_session, nb::keep_alive<0, 1>());
 }

@@ -56,7 +56,8 @@ void Executor::plan_attention(const AttentionOp& op) {
                 if (splits == 1) {
                     plan.tasks.push_back(task);
                 } else {
-                    plan.combine.emplace_back(static_cast<int32_t>(plan.tasks.size()), static_cast<int32_t>(splits));
+                    plan.combine.emplace_back(static_cast<int32_t>(plan.tasks.size()),
+                                              static_cast<int32_t>(splits));
                     for (int64_t i = 0; i < splits; ++i) {
                         AttentionTask part = task;
                         part.key_first = std::max(task.key_first, (from + i) * kSplitKeys);
@@ -104,7 +105,8 @@ void Executor::rotate_query(const AttentionOp& op, int64_t row, int64_t first_he
 void Executor::append_key(const AttentionOp& op, int64_t row, int64_t kv_head) const {
     const KvEncoding encoding = session_.options_.kv_encoding;
     const KvGroup& group = session_.plan_.groups[static_cast<size_t>(op.group)];
-    const Segment& segment = batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])];
+    const Segment& segment =
+        batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])];
     const int64_t position = batch_.positions[static_cast<size_t>(row)];
     uint8_t* page = segment.sequence->page(op.group, position / kPageTokens);
     const int64_t head_bytes = group.head_bytes(encoding);
@@ -116,12 +118,13 @@ void Executor::append_key(const AttentionOp& op, int64_t row, int64_t kv_head) c
     }
     if (op.rope != kNone) {
         const Rope& rope = session_.plan_.ropes[static_cast<size_t>(op.rope)];
-        const float* table =
-            session_.shared_->rope.data() + rope_offset_[static_cast<size_t>(op.rope)] + row * 2 * rope.rotary_dim;
+        const float* table = session_.shared_->rope.data() + rope_offset_[static_cast<size_t>(op.rope)] +
+                             row * 2 * rope.rotary_dim;
         floats_.rotate(k, table, rope.rotary_dim, rope.interleaved);
     }
     floats_.store_key(encoding, k, op.head_dim, position % kPageTokens, keys);
-    floats_.store_value(encoding, at(op.v, row) + kv_head * op.head_dim, op.head_dim, position % kPageTokens, values);
+    floats_.store_value(encoding, at(op.v, row) + kv_head * op.head_dim, op.head_dim, position % kPageTokens,
+                        values);
 }
 
 void Executor::attention_task(const AttentionOp& op, const AttentionTask& task, Worker& worker) {

@@ -62,9 +62,7 @@ bool request_amx() {
 #endif
 }
 
-bool bit(uint32_t value, int index) {
-    return ((value >> index) & 1U) != 0;
-}
+bool bit(uint32_t value, int index) { return ((value >> index) & 1U) != 0; }
 #endif
 
 CpuFeatures detect() {
@@ -87,14 +85,17 @@ CpuFeatures detect() {
     const bool os_avx512 = (xcr0 & 0xe6) == 0xe6;
     const bool os_amx = (xcr0 & 0x60000) == 0x60000;
 
-    const bool avx2 = bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 3) && bit(seven.b, 8);
+    const bool avx2 =
+        bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 3) && bit(seven.b, 8);
     const bool has_avx2 = avx2 && os_avx;
-    set(Isa::avx2, has_avx2, avx2 ? "the operating system does not save AVX registers" : "the CPU lacks AVX2, FMA or F16C");
+    set(Isa::avx2, has_avx2,
+        avx2 ? "the operating system does not save AVX registers" : "the CPU lacks AVX2, FMA or F16C");
     set(Isa::avx_vnni, has_avx2 && bit(seven_one.a, 4), "the CPU lacks AVX-VNNI");
     const bool avx512 = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);
     const bool has_avx512 = has_avx2 && avx512 && os_avx512;
     set(Isa::avx512, has_avx512,
-        avx512 ? "the operating system does not save AVX-512 registers" : "the CPU lacks AVX-512 F, BW, DQ or VL");
+        avx512 ? "the operating system does not save AVX-512 registers"
+               : "the CPU lacks AVX-512 F, BW, DQ or VL");
     const bool has_vnni = has_avx512 && bit(seven.c, 11);
     set(Isa::avx512_vnni, has_vnni, "the CPU lacks AVX-512 VNNI");
     const bool amx = bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
@@ -118,9 +119,7 @@ CpuFeatures detect() {
 
 }  // namespace
 
-const char* isa_name(Isa isa) {
-    return kNames[static_cast<int>(isa)];
-}
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 Isa isa_from_name(std::string_view name) {
     for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
@@ -153,12 +152,13 @@ Isa selected_isa() {
     }
     const Isa isa = isa_from_name(wanted);
     if (isa == Isa::count) {
-        throw std::runtime_error(std::string("NYBBLE_ISA=") + wanted +
-                                 " is unknown; levels are portable, avx2, avx_vnni, avx512, avx512_vnni, amx");
+        throw std::runtime_error(
+            std::string("NYBBLE_ISA=") + wanted +
+            " is unknown; levels are portable, avx2, avx_vnni, avx512, avx512_vnni, amx");
     }
     if (!cpu_features().available[static_cast<int>(isa)]) {
-        throw std::runtime_error(std::string("NYBBLE_ISA=") + wanted + " cannot be used here: " +
-                                 cpu_features().why_not[static_cast<int>(isa)]);
+        throw std::runtime_error(std::string("NYBBLE_ISA=") + wanted +
+                                 " cannot be used here: " + cpu_features().why_not[static_cast<int>(isa)]);
     }
     return isa;
 }

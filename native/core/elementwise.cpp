@@ -7,7 +7,8 @@
 
 namespace nybble {
 
-Executor::Executor(Session& session, MicroBatch& batch) : session_(session), batch_(batch), floats_(*session.floats_) {}
+Executor::Executor(Session& session, MicroBatch& batch)
+    : session_(session), batch_(batch), floats_(*session.floats_) {}
 
 void Executor::prepare() {
     const Plan& plan = session_.plan_;
@@ -96,7 +97,8 @@ void Executor::rope_tables(Worker& worker) {
         float* table = session_.shared_->rope.data() + rope_offset_[i];
         const int64_t half = rope.rotary_dim / 2;
         for (int64_t row = worker.index(); row < rows; row += worker.count()) {
-            const int32_t set = batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])].rope_set;
+            const int32_t set =
+                batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])].rope_set;
             const float factor = rope.attention_factor[set];
             const float position = static_cast<float>(batch_.positions[static_cast<size_t>(row)]);
             float* cosine = table + row * 2 * rope.rotary_dim;
@@ -138,8 +140,8 @@ void Executor::embedding(const EmbeddingOp& op, Worker& worker) {
 void Executor::norm(const NormOp& op, int64_t rows, Worker& worker) {
     for (int64_t row = worker.index(); row < rows; row += worker.count()) {
         for (int64_t i = 0; i < op.width; i += op.group) {
-            floats_.rms_norm(at(op.in, row) + i, vector(op.norm.weight), at(op.out, row) + i, op.group, op.norm.eps,
-                             op.norm.offset);
+            floats_.rms_norm(at(op.in, row) + i, vector(op.norm.weight), at(op.out, row) + i, op.group,
+                             op.norm.eps, op.norm.offset);
         }
     }
 }

@@ -11,16 +11,16 @@
 namespace nybble {
 
 struct Session::Scratch {
-    Growing<float> floats;      // normed rows, gate and up, dequantized weights
-    Growing<float> more_floats; // attention: q, acc, scores, sums; products of tiles
-    Growing<float> tiles;       // attention: keys and values of a page
+    Growing<float> floats;       // normed rows, gate and up, dequantized weights
+    Growing<float> more_floats;  // attention: q, acc, scores, sums; products of tiles
+    Growing<float> tiles;        // attention: keys and values of a page
     Growing<int8_t> int8_values;
     Growing<int8_t> int8_high;
     Growing<float> int8_scales;
     Growing<float> int8_sums;
-    Growing<uint16_t> panel;    // dequantized bf16 weights, or packed activations (shared)
-    Growing<float> partial;     // shared: partial attention results
-    Growing<float> rope;        // shared: cosine and sine tables
+    Growing<uint16_t> panel;  // dequantized bf16 weights, or packed activations (shared)
+    Growing<float> partial;   // shared: partial attention results
+    Growing<float> rope;      // shared: cosine and sine tables
 };
 
 // What the threads share while a micro-batch runs.
@@ -85,7 +85,9 @@ class Executor {
         return view.buffer == kOutput ? session_.plan_.vocab_size
                                       : session_.plan_.buffers[static_cast<size_t>(view.buffer)];
     }
-    const float* vector(int32_t index) const { return session_.plan_.vectors[static_cast<size_t>(index)].data(); }
+    const float* vector(int32_t index) const {
+        return session_.plan_.vectors[static_cast<size_t>(index)].data();
+    }
 
     Session& session_;
     MicroBatch& batch_;

@@ -10,9 +10,7 @@ namespace nybble {
 
 namespace {
 
-int64_t pages_for(int64_t tokens) {
-    return (tokens + kPageTokens - 1) / kPageTokens;
-}
+int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
 // First key that the query at position `length` sees.
 int64_t first_visible(const KvGroup& group, int64_t length) {
@@ -86,9 +84,7 @@ void KvCache::give(int64_t group, KvPage* page) {
 
 KvSequence::KvSequence(KvCache& cache) : cache_(&cache), tables_(cache.groups().size()) {}
 
-KvSequence::~KvSequence() {
-    clear();
-}
+KvSequence::~KvSequence() { clear(); }
 
 void KvSequence::reserve(int64_t count) {
     const std::lock_guard<std::mutex> lock(cache_->mutex_);

@@ -33,9 +33,7 @@ constexpr int64_t kBf16Rows = 6;
 constexpr int64_t kDepth = 512;
 constexpr int64_t kTilesPerTask = 32;
 
-int64_t round_up(int64_t value, int64_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Output columns that the parts have in common order: for gated parts gate and up go together.
 int64_t total_rows(const LinearOp& op) {
@@ -133,8 +131,8 @@ void Executor::normed_rows(const LinearOp& op, int64_t first, int64_t last, floa
 
 // Writes `count` columns of `rows` finished rows: activation, bias, residual. gate (and up) hold
 // [rows][stride]; they are overwritten.
-void Executor::finish_rows(const LinearOp& op, const float* gate, const float* up, int64_t stride, int64_t rows,
-                           const LinearPart& part, int64_t first, int64_t count) {
+void Executor::finish_rows(const LinearOp& op, const float* gate, const float* up, int64_t stride,
+                           int64_t rows, const LinearPart& part, int64_t first, int64_t count) {
     for (int64_t row = 0; row < rows; ++row) {
         float* out = at(part.out, row) + first;
         const float* y = gate + row * stride;
@@ -189,7 +187,8 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
             x = normed + row * k;
         }
         if (any_int8 && wide) {
-            floats_.quantize_int16(x, k, values + row * k, high + row * k, scales + row * (k / 32), sums + row * (k / 16));
+            floats_.quantize_int16(x, k, values + row * k, high + row * k, scales + row * (k / 32),
+                                   sums + row * (k / 16));
         } else if (any_int8) {
             floats_.quantize_int8(x, k, values + row * k, scales + row * (k / 32), sums + row * (k / 16));
         }
@@ -221,9 +220,11 @@ void Executor::linear_int8(const LinearOp& op, int64_t rows, Worker& worker) {
             const uint8_t* data = weight.data + static_cast<size_t>(part.row + piece.first) * weight.stride;
             const EncodingKernels& kernels = session_.kernels(weight.encoding);
             if (kernels.linear_int8 != nullptr) {
-                (wide ? kernels.linear_int16 : kernels.linear_int8)(data, weight.stride, piece.count, x, rows, y, stride);
+                (wide ? kernels.linear_int16 : kernels.linear_int8)(data, weight.stride, piece.count, x, rows,
+                                                                    y, stride);
             } else {
-                kernels.linear_f32(data, weight.stride, piece.count, x_float, x_float_stride, k, rows, y, stride);
+                kernels.linear_f32(data, weight.stride, piece.count, x_float, x_float_stride, k, rows, y,
+                                   stride);
             }
         };
         const LinearPart& part = op.parts[static_cast<size_t>(piece.part)];
@@ -265,8 +266,9 @@ void Executor::linear_precise(const LinearOp& op, int64_t rows, Worker& worker) 
             const Weight& weight = session_.plan_.weights[static_cast<size_t>(part.weight)];
             const EncodingKernels& kernels = session_.kernels(weight.encoding);
             for (int64_t i = 0; i < piece.count; ++i) {
-                kernels.dequantize_f32(weight.data + static_cast<size_t>(part.row + piece.first + i) * weight.stride,
-                                       panel + i * k, k);
+                kernels.dequantize_f32(
+                    weight.data + static_cast<size_t>(part.row + piece.first + i) * weight.stride,
+                    panel + i * k, k);
             }
             floats_.gemm(x, x_stride, rows, panel, k, piece.count, k, y, size);
         };
@@ -350,10 +352,12 @@ void Executor::linear_bf16(const LinearOp& op, int64_t rows, Worker& worker) {
                 const Weight& weight = session_.plan_.weights[static_cast<size_t>(tile.part->weight)];
                 const EncodingKernels& kernels = session_.kernels(weight.encoding);
                 const EncodingInfo& info = encoding_info(weight.encoding);
-                const size_t skip = static_cast<size_t>(begin / info.block_size) * static_cast<size_t>(info.block_bytes);
+                const size_t skip =
+                    static_cast<size_t>(begin / info.block_size) * static_cast<size_t>(info.block_bytes);
                 for (int64_t r = 0; r < tile.rows; ++r) {
-                    const uint8_t* row =
-                        weight.data + static_cast<size_t>(tile.part->row + tile.row + r) * weight.stride + skip;
+                    const uint8_t* row = weight.data +
+                                         static_cast<size_t>(tile.part->row + tile.row + r) * weight.stride +
+                                         skip;
                     uint16_t* out = panel + (t * 16 + r) * ldw;
                     if (kernels.dequantize_bf16 != nullptr) {
                         kernels.dequantize_bf16(row, out, length);
@@ -398,7 +402,8 @@ void Executor::linear_bf16(const LinearOp& op, int64_t rows, Worker& worker) {
                     const int64_t residual_stride = row_stride(part.residual);
                     const float* residual = at(part.residual, row) + tile.row;
                     for (int64_t r = 0; r < tile_rows; ++r) {
-                        floats_.add(product + r * 16, residual + r * residual_stride, out + r * stride, tile.rows);
+                        floats_.add(product + r * 16, residual + r * residual_stride, out + r * stride,
+                                    tile.rows);
                     }
                 }
             }

@@ -85,7 +85,8 @@ class Checker {
                 require(!op.gated, "gated residual");
                 view(part.residual, part.rows, "linear residual");
                 // In place is fine: each element is read where it is written.
-                require(part.residual.offset == part.out.offset || !overlap(part.residual, part.rows, part.out, part.rows),
+                require(part.residual.offset == part.out.offset ||
+                            !overlap(part.residual, part.rows, part.out, part.rows),
                         "linear residual overlaps the output");
             }
         }
@@ -151,11 +152,13 @@ class Checker {
         for (const Rope& rope : plan_.ropes) {
             require(rope.rotary_dim > 0 && rope.rotary_dim % 2 == 0, "rotary_dim");
             for (const auto& frequencies : rope.inverse_frequency) {
-                require(static_cast<int64_t>(frequencies.size()) == rope.rotary_dim / 2, "rotary frequencies");
+                require(static_cast<int64_t>(frequencies.size()) == rope.rotary_dim / 2,
+                        "rotary frequencies");
             }
         }
         for (const KvGroup& group : plan_.groups) {
-            require(group.window >= 0 && group.layers > 0 && group.kv_heads > 0 && group.head_dim > 0, "KV group");
+            require(group.window >= 0 && group.layers > 0 && group.kv_heads > 0 && group.head_dim > 0,
+                    "KV group");
         }
         for (const Op& op : plan_.ops) {
             selected_ = op.selected;
@@ -175,8 +178,6 @@ class Checker {
 
 }  // namespace
 
-void Plan::validate() const {
-    Checker(*this).run();
-}
+void Plan::validate() const { Checker(*this).run(); }
 
 }  // namespace nybble

@@ -120,7 +120,7 @@ struct Op {
 struct Plan {
     std::vector<Weight> weights;
     std::vector<std::vector<float>> vectors;
-    std::vector<int64_t> buffers;  // width of each, columns
+    std::vector<int64_t> buffers;       // width of each, columns
     std::vector<bool> buffer_selected;  // holds selected rows only: usually one
     std::vector<Rope> ropes;
     std::vector<KvGroup> groups;

@@ -61,7 +61,8 @@ Session::~Session() = default;
 int64_t Session::output_rows(const std::vector<ForwardItem>& items) {
     int64_t rows = 0;
     for (const ForwardItem& item : items) {
-        rows += item.rows == LogitRows::all ? item.count : (item.rows == LogitRows::last && item.count > 0 ? 1 : 0);
+        rows += item.rows == LogitRows::all ? item.count
+                                            : (item.rows == LogitRows::last && item.count > 0 ? 1 : 0);
     }
     return rows;
 }
@@ -71,8 +72,8 @@ void Session::forward(const std::vector<ForwardItem>& items, float* output) {
     for (const ForwardItem& item : items) {
         for (int64_t i = 0; i < item.count; ++i) {
             if (item.tokens[i] < 0 || item.tokens[i] >= plan_.vocab_size) {
-                throw std::out_of_range("token id " + std::to_string(item.tokens[i]) + " is outside the vocabulary of " +
-                                        std::to_string(plan_.vocab_size));
+                throw std::out_of_range("token id " + std::to_string(item.tokens[i]) +
+                                        " is outside the vocabulary of " + std::to_string(plan_.vocab_size));
             }
         }
     }
@@ -141,7 +142,8 @@ void Session::forward(const std::vector<ForwardItem>& items, float* output) {
 void Session::run_micro_batch(MicroBatch& batch) {
     for (size_t i = 0; i < plan_.buffers.size(); ++i) {
         if (plan_.buffer_selected[i]) {
-            buffers_[i].get(plan_.buffers[i] * std::max<int64_t>(1, static_cast<int64_t>(batch.selected.size())));
+            buffers_[i].get(plan_.buffers[i] *
+                            std::max<int64_t>(1, static_cast<int64_t>(batch.selected.size())));
         }
     }
     Executor executor(*this, batch);

@@ -36,9 +36,9 @@ struct ForwardItem {
 struct SessionOptions {
     int threads = 1;
     KvEncoding kv_encoding = KvEncoding::f16;
-    int64_t kv_limit_bytes = 0;       // 0: none
-    int64_t max_rows = 0;             // rows of activations worked on at a time; 0: chosen
-    bool precise = false;             // float32 weights and activations everywhere
+    int64_t kv_limit_bytes = 0;  // 0: none
+    int64_t max_rows = 0;        // rows of activations worked on at a time; 0: chosen
+    bool precise = false;        // float32 weights and activations everywhere
     Isa isa = Isa::portable;
 };
 

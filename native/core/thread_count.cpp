@@ -169,12 +169,8 @@ const Choice& choice() {
 
 }  // namespace
 
-int default_thread_count() {
-    return choice().threads;
-}
+int default_thread_count() { return choice().threads; }
 
-const char* default_thread_count_reason() {
-    return choice().reason.c_str();
-}
+const char* default_thread_count_reason() { return choice().reason.c_str(); }
 
 }  // namespace nybble

@@ -43,9 +43,10 @@ NYBBLE_ALWAYS_INLINE void unpack_nibbles(const uint8_t* packed, int offset, int8
 // The same with a fifth bit: bit i of `high` belongs to element i.
 NYBBLE_ALWAYS_INLINE void unpack_five_bits(const uint8_t* packed, uint32_t high, int offset, int8_t* q) {
     for (int i = 0; i < 16; ++i) {
-        q[i] = static_cast<int8_t>(static_cast<int>((packed[i] & 0x0fu) | (((high >> i) & 1u) << 4)) - offset);
-        q[i + 16] =
-            static_cast<int8_t>(static_cast<int>((packed[i] >> 4u) | (((high >> (i + 16)) & 1u) << 4)) - offset);
+        q[i] =
+            static_cast<int8_t>(static_cast<int>((packed[i] & 0x0fu) | (((high >> i) & 1u) << 4)) - offset);
+        q[i + 16] = static_cast<int8_t>(
+            static_cast<int>((packed[i] >> 4u) | (((high >> (i + 16)) & 1u) << 4)) - offset);
     }
 }
 
@@ -235,7 +236,8 @@ struct BlockQ5K {
             const uint8_t* packed = block + 48 + 32 * h;
             for (int i = 0; i < 32; ++i) {
                 q[64 * h + i] = static_cast<int8_t>((packed[i] & 0x0f) | (((high[i] >> (2 * h)) & 1) << 4));
-                q[64 * h + 32 + i] = static_cast<int8_t>((packed[i] >> 4) | (((high[i] >> (2 * h + 1)) & 1) << 4));
+                q[64 * h + 32 + i] =
+                    static_cast<int8_t>((packed[i] >> 4) | (((high[i] >> (2 * h + 1)) & 1) << 4));
             }
         }
     }
@@ -291,7 +293,7 @@ struct BlockTQ1_0 {
         digits(block + 48, 4, 4, q);
     }
 
-private:
+   private:
     static int8_t* digits(const uint8_t* packed, int count, int digits, int8_t* q) {
         int power = 1;
         for (int p = 0; p < digits; ++p, power *= 3) {

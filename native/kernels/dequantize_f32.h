@@ -25,7 +25,8 @@ NYBBLE_ALWAYS_INLINE void dequantize_block(const uint8_t* block, float* out) {
 // Not inlined: it has many callers, and a call per tile costs nothing.
 template <typename Block>
 NYBBLE_NOINLINE void dequantize_blocks_f32(const uint8_t* blocks, float* out, int64_t n) {
-    for (int64_t i = 0; i < n; i += Block::size, blocks += Block::bytes) dequantize_block<Block>(blocks, out + i);
+    for (int64_t i = 0; i < n; i += Block::size, blocks += Block::bytes)
+        dequantize_block<Block>(blocks, out + i);
 }
 
 void copy_f32(const uint8_t* values, float* out, int64_t n) {

@@ -67,7 +67,8 @@ NYBBLE_ALWAYS_INLINE uint16_t bf16_from_float(float value) {
 // 2^(exponent - 128): the OCP MX scale (E8M0, bias 127) halved, because the E2M1 table holds
 // doubled values. 0 and 1 give subnormal numbers.
 NYBBLE_ALWAYS_INLINE float float_from_e8m0_half(uint8_t exponent) {
-    return float_from_bits(exponent < 2 ? 0x00200000u << exponent : static_cast<uint32_t>(exponent - 1) << 23);
+    return float_from_bits(exponent < 2 ? 0x00200000u << exponent
+                                        : static_cast<uint32_t>(exponent - 1) << 23);
 }
 
 // Unsigned E4M3 (bias 7), halved for the same reason. 0x7f, the NaN pattern, counts as zero. The

@@ -18,7 +18,8 @@ struct FloatKernels {
     const char* name = nullptr;
 
     // out = x / sqrt(mean(x^2) + eps) * (weight + offset), n columns. out may be x.
-    void (*rms_norm)(const float* x, const float* weight, float* out, int64_t n, float eps, float offset) = nullptr;
+    void (*rms_norm)(const float* x, const float* weight, float* out, int64_t n, float eps,
+                     float offset) = nullptr;
 
     // out = a + b, x * factor, activation(gate) * up, cap * tanh(x / cap). out may be an input.
     void (*add)(const float* a, const float* b, float* out, int64_t n) = nullptr;
@@ -39,8 +40,8 @@ struct FloatKernels {
                            float* sums) = nullptr;
 
     // y[i][j] = dot(x row i, w row j) over k in float32; rows ldx, ldw, ldy floats apart.
-    void (*gemm)(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
-                 int64_t ldy) = nullptr;
+    void (*gemm)(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, int64_t n, int64_t k,
+                 float* y, int64_t ldy) = nullptr;
 
     // One tile of attention with online softmax for `rows` query rows of one key-value head.
     //
@@ -50,13 +51,15 @@ struct FloatKernels {
     //   lo, hi                        row r sees tile columns lo[r] <= t < hi[r]
     //   maximum, sum, acc             running softmax state: float [rows], [rows], [rows][d]
     //   scores                        scratch, float [rows][kPageTokens]
-    void (*attention_tile)(const float* q, int64_t rows, int64_t d, const float* k, const float* v, const int32_t* lo,
-                           const int32_t* hi, float softcap, float* maximum, float* sum, float* acc,
-                           float* scores) = nullptr;
+    void (*attention_tile)(const float* q, int64_t rows, int64_t d, const float* k, const float* v,
+                           const int32_t* lo, const int32_t* hi, float softcap, float* maximum, float* sum,
+                           float* acc, float* scores) = nullptr;
 
     // KV cache of one page, layer and key-value head; layouts in core/kv_encoding.h.
-    void (*store_key)(KvEncoding encoding, const float* key, int64_t d, int64_t token, uint8_t* page) = nullptr;
-    void (*store_value)(KvEncoding encoding, const float* value, int64_t d, int64_t token, uint8_t* page) = nullptr;
+    void (*store_key)(KvEncoding encoding, const float* key, int64_t d, int64_t token,
+                      uint8_t* page) = nullptr;
+    void (*store_value)(KvEncoding encoding, const float* value, int64_t d, int64_t token,
+                        uint8_t* page) = nullptr;
     void (*load_keys)(KvEncoding encoding, const uint8_t* page, int64_t d, float* out) = nullptr;
     // Tokens first <= t < last only.
     void (*load_values)(KvEncoding encoding, const uint8_t* page, int64_t d, int64_t first, int64_t last,
@@ -89,7 +92,8 @@ struct Bf16Gemm {
 
     // out[i][j] = tile[j][i] for a 16 x 16 tile; out rows ldo floats apart, only `rows` rows and
     // `columns` columns are written.
-    void (*store_transposed)(const float* tile, float* out, int64_t ldo, int64_t rows, int64_t columns) = nullptr;
+    void (*store_transposed)(const float* tile, float* out, int64_t ldo, int64_t rows,
+                             int64_t columns) = nullptr;
 
     // Per thread: load and release the tile configuration.
     void (*begin)() = nullptr;

@@ -40,7 +40,8 @@ struct BlockIQ2XXS {
             const uint32_t word = read_u32(index + 4);
             fill_groups(scale + 2 * j, 2, d * (0.5f + static_cast<float>(word >> 28)) * 0.25f);
             for (int k = 0; k < 4; ++k) {
-                signed_entry(grids::iq2xxs[index[k]], grids::ksigns[(word >> (7 * k)) & 0x7f], q + 32 * j + 8 * k);
+                signed_entry(grids::iq2xxs[index[k]], grids::ksigns[(word >> (7 * k)) & 0x7f],
+                             q + 32 * j + 8 * k);
             }
         }
     }
@@ -195,7 +196,8 @@ struct BlockIQ4XS {
         const int high = read_u16(block + 2);
         for (int j = 0; j < 8; ++j) {
             const int low = (block[4 + (j >> 1)] >> (4 * (j & 1))) & 0x0f;
-            fill_groups(scale + 2 * j, 2, d * static_cast<float>((low | (((high >> (2 * j)) & 3) << 4)) - 32));
+            fill_groups(scale + 2 * j, 2,
+                        d * static_cast<float>((low | (((high >> (2 * j)) & 3) << 4)) - 32));
             unpack_codes(block + 8 + 16 * j, grids::kvalues_iq4nl, 16, q + 32 * j);
         }
     }

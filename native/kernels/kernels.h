@@ -41,8 +41,8 @@ struct Int8Rows {
 
 // y[m][r] = dot(weight row r, x row m) for `rows` rows and `m` activation rows (1 <= m <= max_rows).
 // Weight rows are `stride` bytes apart. y rows are `y_stride` floats apart.
-using LinearInt8 = void (*)(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x,
-                            int64_t m, float* y, int64_t y_stride);
+using LinearInt8 = void (*)(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m,
+                            float* y, int64_t y_stride);
 
 // The same with float activations (rows `x_stride` floats apart) and any number of `columns` that is
 // a multiple of the block size: the precise path, and the one for encodings without LinearInt8.

@@ -22,7 +22,8 @@ NYBBLE_NOINLINE void round_f16(const uint8_t* values, uint16_t* out, int64_t n) 
     int64_t i = 0;
     float buffer[32];
     for (; i + 32 <= n; i += 32) {
-        for (int k = 0; k < 32; k += 8) _mm256_storeu_ps(buffer + k, _mm256_cvtph_ps(load_16(values + 2 * (i + k))));
+        for (int k = 0; k < 32; k += 8)
+            _mm256_storeu_ps(buffer + k, _mm256_cvtph_ps(load_16(values + 2 * (i + k))));
         Output::round(buffer, out + i);
     }
     for (; i < n; ++i) out[i] = bf16_from_float(float_from_f16(read_u16(values + 2 * i)));
@@ -52,13 +53,15 @@ void add_vector_bf16(EncodingKernelTable& table) {
 template <typename Floats, typename Output>
 void add_vector_f32(EncodingKernelTable& table) {
     add_plain_f32<Floats>(table);
-    for_each_rare_block([&](auto block, Encoding encoding) { add_block_f32<Floats, decltype(block)>(table[encoding]); });
+    for_each_rare_block(
+        [&](auto block, Encoding encoding) { add_block_f32<Floats, decltype(block)>(table[encoding]); });
     table[Encoding::f16].dequantize_f32 = widen_f16_hardware;
     table[Encoding::f16].linear_f32 = linear_f32<Floats, widen_f16_hardware, 1, 2>;
     for_each_vector_block([&](auto vector, Encoding encoding) {
         using Vector = decltype(vector);
         table[encoding].dequantize_f32 = dequantize_vector<Vector, Output>;
-        table[encoding].linear_f32 = linear_f32<Floats, dequantize_vector<Vector, Output>, Vector::size, Vector::bytes>;
+        table[encoding].linear_f32 =
+            linear_f32<Floats, dequantize_vector<Vector, Output>, Vector::size, Vector::bytes>;
     });
 }
 

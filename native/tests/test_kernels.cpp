@@ -32,7 +32,7 @@ void check(bool ok, const std::string& what) {
 
 // Bytes that end where the readable memory ends, so that reading past them crashes (on Linux).
 class GuardedBytes {
-public:
+   public:
     explicit GuardedBytes(size_t size) : size_(size) {
 #if defined(__linux__)
         const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -58,7 +58,7 @@ public:
     uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
 
-private:
+   private:
     size_t size_;
     size_t mapped_ = 0;
     uint8_t* base_;
@@ -75,18 +75,27 @@ std::vector<int> half_positions(Encoding encoding) {
         case Encoding::q4_1:
         case Encoding::q5_1:
         case Encoding::q4_k:
-        case Encoding::q5_k: return {0, 2};
-        case Encoding::q2_k: return {80, 82};
-        case Encoding::q3_k: return {108};
-        case Encoding::q6_k: return {208};
-        case Encoding::tq1_0: return {52};
-        case Encoding::tq2_0: return {64};
+        case Encoding::q5_k:
+            return {0, 2};
+        case Encoding::q2_k:
+            return {80, 82};
+        case Encoding::q3_k:
+            return {108};
+        case Encoding::q6_k:
+            return {208};
+        case Encoding::tq1_0:
+            return {52};
+        case Encoding::tq2_0:
+            return {64};
         case Encoding::mxfp4:
         case Encoding::nvfp4:
         case Encoding::q8_k:
-        case Encoding::iq1_m: return {};
-        case Encoding::f16: return {0};
-        default: return {0};
+        case Encoding::iq1_m:
+            return {};
+        case Encoding::f16:
+            return {0};
+        default:
+            return {0};
     }
 }
 
@@ -109,7 +118,8 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
     for (size_t i = 0; i < size; i += static_cast<size_t>(info.block_bytes)) {
         uint8_t* block = bytes + i;
         for (int position : half_positions(encoding)) {
-            const uint16_t half = static_cast<uint16_t>((random_bits() & 0x83ff) | 0x2000 | (random_bits() & 0x0c00));
+            const uint16_t half =
+                static_cast<uint16_t>((random_bits() & 0x83ff) | 0x2000 | (random_bits() & 0x0c00));
             std::memcpy(block + position, &half, 2);
         }
         if (encoding == Encoding::mxfp4) block[0] = static_cast<uint8_t>(110 + random_bits() % 16);
@@ -127,19 +137,25 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
 // What the activations of a check are like. All but `bytes` have 16 bits.
 enum class Pattern { bytes, words, largest, lowest_low_bytes, spike, zeros };
 
-constexpr Pattern patterns[] = {Pattern::bytes,            Pattern::words, Pattern::largest,
-                                Pattern::lowest_low_bytes, Pattern::spike, Pattern::zeros};
+constexpr Pattern patterns[] = {Pattern::bytes, Pattern::words, Pattern::largest, Pattern::lowest_low_bytes,
+                                Pattern::spike, Pattern::zeros};
 
 // The k-th activation of a block as an integer.
 int activation(Pattern pattern, int k) {
     const int sign = random_bits() % 2 ? 1 : -1;
     switch (pattern) {
-        case Pattern::bytes: return static_cast<int>(random_bits() % 255) - 127;
-        case Pattern::words: return static_cast<int>(random_bits() % 65025) - 32512;
-        case Pattern::largest: return sign * (256 * 127 + (sign > 0 ? 127 : 0));
-        case Pattern::lowest_low_bytes: return 256 * (static_cast<int>(random_bits() % 254) - 126) - 128;
-        case Pattern::spike: return k == 17 ? sign * 32512 : 0;
-        default: return 0;
+        case Pattern::bytes:
+            return static_cast<int>(random_bits() % 255) - 127;
+        case Pattern::words:
+            return static_cast<int>(random_bits() % 65025) - 32512;
+        case Pattern::largest:
+            return sign * (256 * 127 + (sign > 0 ? 127 : 0));
+        case Pattern::lowest_low_bytes:
+            return 256 * (static_cast<int>(random_bits() % 254) - 126) - 128;
+        case Pattern::spike:
+            return k == 17 ? sign * 32512 : 0;
+        default:
+            return 0;
     }
 }
 
@@ -149,7 +165,8 @@ struct Activations {
     std::vector<float> scales, sums, values;  // values: float [m][columns]
     Int8Rows rows{};
 
-    Activations(int64_t m, int64_t columns, Pattern pattern) : storage(static_cast<size_t>(2 * (m * columns + 64))) {
+    Activations(int64_t m, int64_t columns, Pattern pattern)
+        : storage(static_cast<size_t>(2 * (m * columns + 64))) {
         int8_t* low = aligned(storage.data());
         int8_t* high = aligned(low + m * columns);
         for (int64_t i = 0; i < m * columns / 32; ++i) {
@@ -178,7 +195,7 @@ struct Activations {
                 rows.high ? rows.high + row * rows.columns : nullptr};
     }
 
-private:
+   private:
     static int8_t* aligned(int8_t* p) { return p + (64 - reinterpret_cast<uintptr_t>(p) % 64) % 64; }
 };
 
@@ -226,7 +243,8 @@ void check_product(const std::string& what, const std::vector<float>& w, int64_t
                 sum += product;
                 magnitude += std::fabs(product);
             }
-            const double error = std::fabs(static_cast<double>(y[static_cast<size_t>(j * y_stride + r)]) - sum);
+            const double error =
+                std::fabs(static_cast<double>(y[static_cast<size_t>(j * y_stride + r)]) - sum);
             const double allowed = magnitude > 0.0 ? error / magnitude : error * HUGE_VAL;
             worst = std::isfinite(error) ? std::max(worst, error > 0.0 ? allowed : 0.0) : HUGE_VAL;
         }
@@ -245,12 +263,13 @@ void check_product(const std::string& what, const std::vector<float>& w, int64_t
     std::vector<float> pairs(static_cast<size_t>(m * y_stride));
     for (int64_t j = 0; j < m; j += 2) {
         for (int64_t r = 0; r < rows; r += 3) {
-            run(r, std::min<int64_t>(3, rows - r), j, std::min<int64_t>(2, m - j), pairs.data() + j * y_stride + r);
+            run(r, std::min<int64_t>(3, rows - r), j, std::min<int64_t>(2, m - j),
+                pairs.data() + j * y_stride + r);
         }
     }
     for (int64_t j = 0; j < m; ++j) {
-        same = same && same_bits(&pairs[static_cast<size_t>(j * y_stride)], &y[static_cast<size_t>(j * y_stride)],
-                                 static_cast<size_t>(rows) * 4);
+        same = same && same_bits(&pairs[static_cast<size_t>(j * y_stride)],
+                                 &y[static_cast<size_t>(j * y_stride)], static_cast<size_t>(rows) * 4);
     }
     check(same, what + " depends on the grouping of rows");
 }
@@ -266,7 +285,8 @@ void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int
     GuardedBytes weight(stride * static_cast<size_t>(rows));
     fill_blocks(encoding, weight.data(), weight.size());
     std::vector<float> w(static_cast<size_t>(rows * columns));
-    encoding_kernels_portable()[static_cast<int>(encoding)].dequantize_f32(weight.data(), w.data(), rows * columns);
+    encoding_kernels_portable()[static_cast<int>(encoding)].dequantize_f32(weight.data(), w.data(),
+                                                                           rows * columns);
     const Activations x(m, columns, pattern);
     const int64_t y_stride = rows + 3;
     const auto weight_row = [&](int64_t row) { return weight.data() + stride * static_cast<size_t>(row); };
@@ -274,15 +294,16 @@ void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int
     if (pattern == Pattern::bytes) {
         check_product(what + "linear_f32", w, rows, x, m, y_stride,
                       [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
-                          kernels.linear_f32(weight_row(row), stride, row_count, x.values.data() + first * columns,
-                                             columns, columns, count, y, y_stride);
+                          kernels.linear_f32(weight_row(row), stride, row_count,
+                                             x.values.data() + first * columns, columns, columns, count, y,
+                                             y_stride);
                       });
     }
     const LinearInt8 kernel = pattern == Pattern::bytes ? kernels.linear_int8 : kernels.linear_int16;
     check((kernel != nullptr) == (info.block_size > 1), what + "block encodings have integer products");
     if (kernel == nullptr) return;
-    check_product(what + (pattern == Pattern::bytes ? "linear_int8" : "linear_int16"), w, rows, x, m, y_stride,
-                  [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
+    check_product(what + (pattern == Pattern::bytes ? "linear_int8" : "linear_int16"), w, rows, x, m,
+                  y_stride, [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
                       kernel(weight_row(row), stride, row_count, x.from(first), count, y, y_stride);
                   });
 }

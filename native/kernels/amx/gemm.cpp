@@ -44,9 +44,7 @@ void begin() {
 #endif
 }
 
-void end() {
-    _tile_release();
-}
+void end() { _tile_release(); }
 
 // Transposes a 16 x 16 matrix of 32-bit elements in registers.
 NYBBLE_ALWAYS_INLINE void transpose16(__m512i r[16]) {
@@ -94,8 +92,8 @@ void pack(const float* x, int64_t ldx, int64_t rows, int64_t k, uint16_t* out) {
     }
 }
 
-void multiply(const uint16_t* w, int64_t ldw, int64_t n_tiles, const uint16_t* x, int64_t x_stride, int64_t m_tiles,
-              int64_t k, float* c, bool accumulate) {
+void multiply(const uint16_t* w, int64_t ldw, int64_t n_tiles, const uint16_t* x, int64_t x_stride,
+              int64_t m_tiles, int64_t k, float* c, bool accumulate) {
     const size_t stride = static_cast<size_t>(ldw) * 2;
     const int64_t steps = k / 32;
     for (int64_t i = 0; i < m_tiles; i += 2) {

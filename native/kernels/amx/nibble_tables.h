@@ -21,8 +21,9 @@ NYBBLE_ALWAYS_INLINE __m512i two_tables(__m512 first, __m512 second) {
 // 32 words whose low nibbles are codes, looked up in the first or second table.
 NYBBLE_ALWAYS_INLINE void look_up(__m512i words, __m512i tables, bool second, uint16_t* out) {
     const __m512i nibble = _mm512_set1_epi16(0x0f);
-    const __m512i codes = second ? _mm512_ternarylogic_epi32(words, nibble, _mm512_set1_epi16(0x10), 0xea)  // a & b | c
-                                 : _mm512_and_si512(words, nibble);
+    const __m512i codes =
+        second ? _mm512_ternarylogic_epi32(words, nibble, _mm512_set1_epi16(0x10), 0xea)  // a & b | c
+               : _mm512_and_si512(words, nibble);
     _mm512_storeu_si512(out, _mm512_permutexvar_epi16(codes, tables));
 }
 
@@ -50,7 +51,8 @@ NYBBLE_ALWAYS_INLINE void table_bf16(const uint8_t* block, uint16_t* out, int64_
         const __m512i words = left >= 16 ? Strided<bytes>::template load<true>(block, 16)
                                          : Strided<bytes>::template load<false>(block, left);
         _mm512_store_ps(d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)));
-        if (has_minimum) _mm512_store_ps(m, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16))));
+        if (has_minimum)
+            _mm512_store_ps(m, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16))));
         const int64_t count = left < 16 ? left : 16;
         for (int64_t i = 0; i < count; i += 2, block += 2 * bytes, out += 64) {
             __m512 first = _mm512_mul_ps(_mm512_set1_ps(d[i]), levels);

@@ -23,7 +23,9 @@ NYBBLE_ALWAYS_INLINE float hardware_f16(const uint8_t* p) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(read_u16(p))));
 }
 
-NYBBLE_ALWAYS_INLINE __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+NYBBLE_ALWAYS_INLINE __m128i load_16(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
 NYBBLE_ALWAYS_INLINE __m256i load_32(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
@@ -39,7 +41,8 @@ NYBBLE_ALWAYS_INLINE __m256i field(__m256i v, int mask) {
 // 16 bytes to 32 nibbles, low ones first.
 NYBBLE_ALWAYS_INLINE __m256i nibbles_32(const uint8_t* p) {
     const __m128i packed = load_16(p);
-    return field<0>(_mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1), 0x0f);
+    return field<0>(_mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1),
+                    0x0f);
 }
 
 // 0xff in byte i where bit i is set.
@@ -55,8 +58,8 @@ NYBBLE_ALWAYS_INLINE __m256i five_bits_32(const uint8_t* nibbles, uint32_t high)
 }
 
 NYBBLE_ALWAYS_INLINE __m256i levels_of(const int8_t* levels, __m256i codes) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(levels))),
-                               codes);
+    return _mm256_shuffle_epi8(
+        _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(levels))), codes);
 }
 
 // put(block, output, at): the elements of a block, the first being element `at` of the output.
@@ -125,9 +128,12 @@ struct VectorQ2K : BlockQ2K {
             const __m256i packed = load_32(block + 16 + 32 * h);
             const int g = 8 * h;
             output.put_with_minimum(field<0>(packed, 3), s[g], s[g + 1], m[g], m[g + 1], at + 16 * g);
-            output.put_with_minimum(field<2>(packed, 3), s[g + 2], s[g + 3], m[g + 2], m[g + 3], at + 16 * g + 32);
-            output.put_with_minimum(field<4>(packed, 3), s[g + 4], s[g + 5], m[g + 4], m[g + 5], at + 16 * g + 64);
-            output.put_with_minimum(field<6>(packed, 3), s[g + 6], s[g + 7], m[g + 6], m[g + 7], at + 16 * g + 96);
+            output.put_with_minimum(field<2>(packed, 3), s[g + 2], s[g + 3], m[g + 2], m[g + 3],
+                                    at + 16 * g + 32);
+            output.put_with_minimum(field<4>(packed, 3), s[g + 4], s[g + 5], m[g + 4], m[g + 5],
+                                    at + 16 * g + 64);
+            output.put_with_minimum(field<6>(packed, 3), s[g + 6], s[g + 7], m[g + 6], m[g + 7],
+                                    at + 16 * g + 96);
         }
     }
 };
@@ -152,9 +158,10 @@ struct VectorQ3K : BlockQ3K {
         part<7>(second, high, s, output, at);
     }
 
-private:
+   private:
     template <int j, typename Output>
-    static NYBBLE_ALWAYS_INLINE void part(__m256i packed, __m256i high, const float* s, Output& output, int64_t at) {
+    static NYBBLE_ALWAYS_INLINE void part(__m256i packed, __m256i high, const float* s, Output& output,
+                                          int64_t at) {
         const __m256i third = _mm256_slli_epi16(field<j>(high, 1), 2);
         const __m256i q = _mm256_or_si256(field<2 * (j & 3)>(packed, 3), third);
         output.put(_mm256_sub_epi8(q, bytes_of(4)), s[2 * j], s[2 * j + 1], at + 32 * j);
@@ -171,8 +178,9 @@ NYBBLE_ALWAYS_INLINE void scales_q4k(const uint8_t* block, float* s, float* m) {
     const __m256 factors =
         _mm256_setr_m128(_mm_set1_ps(hardware_f16(block)), _mm_set1_ps(-hardware_f16(block + 2)));
     _mm256_storeu_ps(unordered, _mm256_mul_ps(factors, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))));
-    _mm256_storeu_ps(unordered + 8,
-                     _mm256_mul_ps(factors, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))));
+    _mm256_storeu_ps(
+        unordered + 8,
+        _mm256_mul_ps(factors, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))));
     memcpy(s, unordered, 16);
     memcpy(m, unordered + 4, 16);
     memcpy(s + 4, unordered + 8, 16);
@@ -237,9 +245,10 @@ struct VectorQ6K : BlockQ6K {
         }
     }
 
-private:
+   private:
     template <typename Output>
-    static NYBBLE_ALWAYS_INLINE void part(__m256i low, __m256i high, const float* s, Output& output, int64_t at) {
+    static NYBBLE_ALWAYS_INLINE void part(__m256i low, __m256i high, const float* s, Output& output,
+                                          int64_t at) {
         output.put(_mm256_sub_epi8(_mm256_or_si256(low, high), bytes_of(32)), s[0], s[1], at);
     }
 };
@@ -260,9 +269,9 @@ struct VectorIQ4XS {
             _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(block + 4))),
                                                _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)),
                              _mm256_set1_epi32(0x0f));
-        const __m256i high = _mm256_and_si256(
-            _mm256_srlv_epi32(_mm256_set1_epi32(read_u16(block + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
-            _mm256_set1_epi32(3));
+        const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(block + 2)),
+                                                                _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
+                                              _mm256_set1_epi32(3));
         const __m256i scale =
             _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
         float s[8];

@@ -30,12 +30,13 @@ struct DotOutput {
         put(q, s, at);
         add_minimum(_mm_set1_ps(m), at);
     }
-    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1, int64_t at) {
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1,
+                                               int64_t at) {
         put(q, s0, s1, at);
         add_minimum(_mm_unpacklo_ps(_mm_set_ss(m0), _mm_set_ss(m1)), at);
     }
 
-private:
+   private:
     NYBBLE_ALWAYS_INLINE void multiply(__m256i q, __m256 scale, int64_t at) {
         const auto weights = products.prepare(q);
         for (int j = 0; j < M; ++j) {
@@ -60,7 +61,8 @@ NYBBLE_ALWAYS_INLINE float total_of(__m256 sums, __m128 minima) {
 // Gives `outputs[r]` the blocks of weight row r, `columns` elements of them, and fetches the same
 // columns of the R rows that follow.
 template <typename Vector, int R, typename Output>
-NYBBLE_ALWAYS_INLINE void put_rows(const uint8_t* weight, size_t stride, int64_t columns, Output (&outputs)[R]) {
+NYBBLE_ALWAYS_INLINE void put_rows(const uint8_t* weight, size_t stride, int64_t columns,
+                                   Output (&outputs)[R]) {
     for (int64_t at = 0; at < columns; at += Vector::size, weight += Vector::bytes) {
         for (int r = 0; r < R; ++r) {
             const uint8_t* block = weight + static_cast<size_t>(r) * stride;
@@ -91,7 +93,8 @@ struct ScalarUnpacking : Block {
 // Calls visit(Vector{}, encoding) for every block encoding.
 template <typename Visit>
 NYBBLE_ALWAYS_INLINE void for_each_dot_block(const Visit& visit) {
-    for_each_rare_block([&](auto block, Encoding encoding) { visit(ScalarUnpacking<decltype(block)>{}, encoding); });
+    for_each_rare_block(
+        [&](auto block, Encoding encoding) { visit(ScalarUnpacking<decltype(block)>{}, encoding); });
     for_each_vector_block(visit);
 }
 

@@ -1,9 +1,9 @@
 // Weight kernels for AVX2 with FMA, F16C and BMI2.
-#include "kernels/encoding_kernels.h"
 #include "kernels/avx2/floats.h"
 #include "kernels/avx2/linear_int16.h"
 #include "kernels/avx2/linear_int8.h"
 #include "kernels/avx2/outputs.h"
+#include "kernels/encoding_kernels.h"
 #include "kernels/vector_table.h"
 
 namespace nybble {

@@ -54,7 +54,8 @@ struct WideRows {
     WideBlock blocks[M][columns / 32];
 
     // `count` columns from column `begin` of activation row `first` on.
-    NYBBLE_ALWAYS_INLINE void fill(const Int8Rows& x, int64_t first, int64_t begin, int64_t count, float factor) {
+    NYBBLE_ALWAYS_INLINE void fill(const Int8Rows& x, int64_t first, int64_t begin, int64_t count,
+                                   float factor) {
         for (int j = 0; j < M; ++j) {
             const int64_t at = (first + j) * x.columns + begin;
             for (int64_t i = 0; i < count; i += 32) {
@@ -62,8 +63,10 @@ struct WideRows {
                 const __m256i high = load_32(reinterpret_cast<const uint8_t*>(x.high + at + i));
                 const __m256i floor = _mm256_add_epi8(high, _mm256_cmpgt_epi8(_mm256_setzero_si256(), low));
                 WideBlock& block = blocks[j][i / 32];
-                _mm256_store_si256(reinterpret_cast<__m256i*>(block.values), _mm256_unpacklo_epi8(low, floor));
-                _mm256_store_si256(reinterpret_cast<__m256i*>(block.values + 16), _mm256_unpackhi_epi8(low, floor));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(block.values),
+                                   _mm256_unpacklo_epi8(low, floor));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(block.values + 16),
+                                   _mm256_unpackhi_epi8(low, floor));
                 block.scale = factor * x.scales[(at + i) / 32];
                 memcpy(block.sums, x.sums + (at + i) / 16, sizeof block.sums);
             }
@@ -94,12 +97,15 @@ struct Int16Products {
     }
     NYBBLE_ALWAYS_INLINE __m256i multiply(const Weights& weights, int j, int64_t at) const {
         const __m256i* values = reinterpret_cast<const __m256i*>(x->block(j, at)->values);
-        return Dot::words(weights.low, _mm256_load_si256(values), weights.high, _mm256_load_si256(values + 1));
+        return Dot::words(weights.low, _mm256_load_si256(values), weights.high,
+                          _mm256_load_si256(values + 1));
     }
     NYBBLE_ALWAYS_INLINE __m256 scale(int j, int64_t at) const {
         return _mm256_broadcast_ss(&x->block(j, at)->scale);
     }
-    NYBBLE_ALWAYS_INLINE __m128 half_sums(int j, int64_t at) const { return load_pair(x->block(j, at)->sums); }
+    NYBBLE_ALWAYS_INLINE __m128 half_sums(int j, int64_t at) const {
+        return load_pair(x->block(j, at)->sums);
+    }
 };
 
 // Weight rows that share the activations of a WideRows.
@@ -135,8 +141,8 @@ NYBBLE_ALWAYS_INLINE void linear_int16_rows(const uint8_t* weight, size_t stride
 }
 
 template <typename Vector, typename Dot, int M>
-NYBBLE_ALWAYS_INLINE void linear_int16_tile(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x,
-                                            int64_t first, float* y, int64_t y_stride) {
+NYBBLE_ALWAYS_INLINE void linear_int16_tile(const uint8_t* weight, size_t stride, int64_t rows,
+                                            const Int8Rows& x, int64_t first, float* y, int64_t y_stride) {
     constexpr int R = M <= 2 ? 2 : 1;
     WideRows<M> wide;
     TileSums<M> totals;
@@ -171,8 +177,8 @@ void linear_int16(const uint8_t* weight, size_t stride, int64_t rows, const Int8
     for_activation_rows(m, [&](auto count, int64_t first) {
         for (int64_t r = 0; r < rows; r += rows_of_a_tile) {
             const int64_t tile = rows - r < rows_of_a_tile ? rows - r : rows_of_a_tile;
-            linear_int16_tile<Vector, Dot, decltype(count)::value>(weight + static_cast<size_t>(r) * stride, stride,
-                                                                   tile, x, first, y + r, y_stride);
+            linear_int16_tile<Vector, Dot, decltype(count)::value>(weight + static_cast<size_t>(r) * stride,
+                                                                   stride, tile, x, first, y + r, y_stride);
         }
     });
 }

@@ -38,8 +38,8 @@ struct Int8Products {
 
 // R rows side by side keep the additions of one row from waiting for each other.
 template <typename Vector, typename Dot, int R, int M>
-NYBBLE_ALWAYS_INLINE void linear_int8_rows(const uint8_t* weight, size_t stride, const Int8Rows& x, int64_t first,
-                                           float* y, int64_t y_stride) {
+NYBBLE_ALWAYS_INLINE void linear_int8_rows(const uint8_t* weight, size_t stride, const Int8Rows& x,
+                                           int64_t first, float* y, int64_t y_stride) {
     DotOutput<Int8Products<Dot>, M> outputs[R];
     for (int r = 0; r < R; ++r) {
         outputs[r].products = {x.values + first * x.columns, x.scales + first * (x.columns / 32),
@@ -51,7 +51,8 @@ NYBBLE_ALWAYS_INLINE void linear_int8_rows(const uint8_t* weight, size_t stride,
     }
     put_rows<Vector>(weight, stride, x.columns, outputs);
     for (int r = 0; r < R; ++r) {
-        for (int j = 0; j < M; ++j) y[(first + j) * y_stride + r] = total_of(outputs[r].sums[j], outputs[r].minima[j]);
+        for (int j = 0; j < M; ++j)
+            y[(first + j) * y_stride + r] = total_of(outputs[r].sums[j], outputs[r].minima[j]);
     }
 }
 
@@ -63,12 +64,12 @@ void linear_int8(const uint8_t* weight, size_t stride, int64_t rows, const Int8R
         constexpr int R = M <= 2 ? 2 : 1;
         int64_t r = 0;
         for (; r + R <= rows; r += R) {
-            linear_int8_rows<Vector, Dot, R, M>(weight + static_cast<size_t>(r) * stride, stride, x, first, y + r,
-                                                y_stride);
+            linear_int8_rows<Vector, Dot, R, M>(weight + static_cast<size_t>(r) * stride, stride, x, first,
+                                                y + r, y_stride);
         }
         for (; r < rows; ++r) {
-            linear_int8_rows<Vector, Dot, 1, M>(weight + static_cast<size_t>(r) * stride, stride, x, first, y + r,
-                                                y_stride);
+            linear_int8_rows<Vector, Dot, 1, M>(weight + static_cast<size_t>(r) * stride, stride, x, first,
+                                                y + r, y_stride);
         }
     });
 }

@@ -6,7 +6,9 @@
 namespace nybble {
 namespace {
 
-NYBBLE_ALWAYS_INLINE __m256 floats_of_bytes(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
+NYBBLE_ALWAYS_INLINE __m256 floats_of_bytes(__m128i bytes) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
 
 // 16 floats, rounded to nearest even in integer arithmetic; NaN stays NaN.
 NYBBLE_ALWAYS_INLINE __m256i rounded_word(__m256 v) {
@@ -33,7 +35,9 @@ struct Avx2OutputF32 {
 
 struct Avx2OutputBf16 {
     using Element = uint16_t;
-    static NYBBLE_ALWAYS_INLINE void store(uint16_t* out, __m256 low, __m256 high) { store_bf16(out, low, high); }
+    static NYBBLE_ALWAYS_INLINE void store(uint16_t* out, __m256 low, __m256 high) {
+        store_bf16(out, low, high);
+    }
 };
 
 template <typename Store>
@@ -49,7 +53,8 @@ struct Avx2Output {
         half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), out + at);
         half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), out + at + 16);
     }
-    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1, int64_t at) {
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1,
+                                               int64_t at) {
         half(_mm256_castsi256_si128(q), _mm256_set1_ps(s0), _mm256_set1_ps(m0), out + at);
         half(_mm256_extracti128_si256(q, 1), _mm256_set1_ps(s1), _mm256_set1_ps(m1), out + at + 16);
     }
@@ -58,7 +63,7 @@ struct Avx2Output {
         store_bf16(to + 16, _mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24));
     }
 
-private:
+   private:
     static NYBBLE_ALWAYS_INLINE void half(__m128i q, __m256 s, Element* to) {
         Store::store(to, _mm256_mul_ps(s, floats_of_bytes(q)),
                      _mm256_mul_ps(s, floats_of_bytes(_mm_srli_si128(q, 8))));

@@ -27,7 +27,8 @@ struct Vec {
         return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
     }
     static NYBBLE_ALWAYS_INLINE Vec load_i8(const int8_t* p) {
-        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+        return {
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
     }
     static NYBBLE_ALWAYS_INLINE Vec load_low_nibbles(const uint8_t* p) {
         const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -44,16 +45,19 @@ struct Vec {
     NYBBLE_ALWAYS_INLINE void store_bf16(uint16_t* p) const {
         const __m256i bits = _mm256_castps_si256(v);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+        __m256i rounded =
+            _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
         const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
         const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
         rounded = _mm256_blendv_epi8(rounded, quiet, nan);
-        const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+        const __m128i packed =
+            _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
     }
     NYBBLE_ALWAYS_INLINE void store_i8(int8_t* p) const {
         const __m256i ints = _mm256_cvtps_epi32(v);
-        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+        const __m128i words =
+            _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
         _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
     }
     friend NYBBLE_ALWAYS_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -70,7 +74,8 @@ struct Vec {
         return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
     }
     static NYBBLE_ALWAYS_INLINE Vec ldexp(Vec a, Vec n) {
-        const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+        const __m256i exponent =
+            _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
         return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
     }
     static NYBBLE_ALWAYS_INLINE Vec zero_below(Vec x, Vec limit, Vec value) {

@@ -1,7 +1,7 @@
 // Weight kernels for AVX-512 F, BW, DQ and VL.
-#include "kernels/encoding_kernels.h"
 #include "kernels/avx512/floats.h"
 #include "kernels/avx512/outputs.h"
+#include "kernels/encoding_kernels.h"
 #include "kernels/vector_table.h"
 
 namespace nybble {

@@ -24,7 +24,7 @@ struct Avx512StoreBf16 {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16), rounded(second));
     }
 
-private:
+   private:
     static NYBBLE_ALWAYS_INLINE __m256i rounded(__m512 v) {
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -48,15 +48,17 @@ struct Avx512Output {
         Store::store(out + at, _mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)),
                      _mm512_mul_ps(_mm512_set1_ps(s1), second_of(q)));
     }
-    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1, int64_t at) {
-        Store::store(out + at, _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)), _mm512_set1_ps(m0)),
+    NYBBLE_ALWAYS_INLINE void put_with_minimum(__m256i q, float s0, float s1, float m0, float m1,
+                                               int64_t at) {
+        Store::store(out + at,
+                     _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s0), first_of(q)), _mm512_set1_ps(m0)),
                      _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(s1), second_of(q)), _mm512_set1_ps(m1)));
     }
     static NYBBLE_ALWAYS_INLINE void round(const float* p, uint16_t* to) {
         Avx512StoreBf16::store(to, _mm512_loadu_ps(p), _mm512_loadu_ps(p + 16));
     }
 
-private:
+   private:
     static NYBBLE_ALWAYS_INLINE __m512 first_of(__m256i q) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
     }

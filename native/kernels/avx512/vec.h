@@ -27,7 +27,8 @@ struct Vec {
         return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
     }
     static NYBBLE_ALWAYS_INLINE Vec load_i8(const int8_t* p) {
-        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+        return {
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
     }
     static NYBBLE_ALWAYS_INLINE Vec load_low_nibbles(const uint8_t* p) {
         const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

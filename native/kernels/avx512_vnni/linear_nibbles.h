@@ -31,18 +31,19 @@ struct NibbleKernel {
         if (b < blocks) chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
     }
 
-private:
+   private:
     // `count` blocks from block b on.
     template <int R, int M, int P, bool all>
-    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
-                                           int64_t count, __m512 (&sums)[R][M]) {
+    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x,
+                                           int64_t b, int64_t count, __m512 (&sums)[R][M]) {
         __m512 scales[R][M];
         __m512 x_scales[M];
         __m512 x_sums[M];
         const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
         for (int j = 0; j < M; ++j) {
             x_scales[j] = _mm512_maskz_loadu_ps(present, x.scales + j * (x.columns / 32) + b);
-            if (Format::has_minimum) x_sums[j] = block_sums<all>(x.sums + j * (x.columns / 16) + 2 * b, count);
+            if (Format::has_minimum)
+                x_sums[j] = block_sums<all>(x.sums + j * (x.columns / 16) + 2 * b, count);
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * Format::bytes;
@@ -87,18 +88,19 @@ private:
         for (int j = 0; j < M; ++j) {
             start[j] = _mm512_setzero_si512();
             for (int plane = P - 1; plane >= 0; --plane) {
-            const int8_t* p = x.planes[plane] + j * x.columns + column;
-            const __m512i first = all ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask_of(32 * count), p);
-            const __m512i second =
-                all ? _mm512_loadu_si512(p + 64) : _mm512_maskz_loadu_epi8(mask_of(32 * count - 64), p + 64);
-            x_low[j][plane] = _mm512_shuffle_i64x2(first, second, 0x88);
-            x_high[j][plane] = _mm512_shuffle_i64x2(first, second, 0xdd);
-            if (Format::offset) {
-                const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
-                start[j] = _mm512_slli_epi32(start[j], 8);
-                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j][plane]);
-                start[j] = _mm512_dpbusd_epi32(start[j], offset, x_high[j][plane]);
-            }
+                const int8_t* p = x.planes[plane] + j * x.columns + column;
+                const __m512i first =
+                    all ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask_of(32 * count), p);
+                const __m512i second = all ? _mm512_loadu_si512(p + 64)
+                                           : _mm512_maskz_loadu_epi8(mask_of(32 * count - 64), p + 64);
+                x_low[j][plane] = _mm512_shuffle_i64x2(first, second, 0x88);
+                x_high[j][plane] = _mm512_shuffle_i64x2(first, second, 0xdd);
+                if (Format::offset) {
+                    const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
+                    start[j] = _mm512_slli_epi32(start[j], 8);
+                    start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j][plane]);
+                    start[j] = _mm512_dpbusd_epi32(start[j], offset, x_high[j][plane]);
+                }
             }
             start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j]);
         }
@@ -118,13 +120,15 @@ private:
                     const __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x_low[j][P - 1]);
                     product = join_planes(product, _mm512_dpbusd_epi32(upper, high, x_high[j][P - 1]));
                 }
-                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(lanes, scales[r][j]),
-                                             sums[r][j]);
+                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product),
+                                             _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
             }
         }
     }
 
-    static NYBBLE_ALWAYS_INLINE __mmask64 mask_of(int64_t bytes) { return Strided<Format::bytes>::bytes_mask(bytes); }
+    static NYBBLE_ALWAYS_INLINE __mmask64 mask_of(int64_t bytes) {
+        return Strided<Format::bytes>::bytes_mask(bytes);
+    }
 
     template <bool all>
     static NYBBLE_ALWAYS_INLINE __m512i load_packed(const uint8_t* p, int64_t count) {

@@ -22,10 +22,10 @@ struct KernelQ8_0 {
         if (b < blocks) chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
     }
 
-private:
+   private:
     template <int R, int M, int P, bool all>
-    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x, int64_t b,
-                                           int64_t count, __m512 (&sums)[R][M]) {
+    static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x,
+                                           int64_t b, int64_t count, __m512 (&sums)[R][M]) {
         __m512 scales[R][M];
         __m512 x_scales[M];
         const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
@@ -69,15 +69,18 @@ private:
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
             prefetch(row + static_cast<size_t>(R) * stride);
             const __m256i first = load_32(row + 2);
-            const __m512i both = all ? _mm512_inserti64x4(_mm512_castsi256_si512(first), load_32(row + bytes + 2), 1)
-                                     : _mm512_zextsi256_si512(first);
+            const __m512i both =
+                all ? _mm512_inserti64x4(_mm512_castsi256_si512(first), load_32(row + bytes + 2), 1)
+                    : _mm512_zextsi256_si512(first);
             const __m512i w = _mm512_xor_si512(both, top);
             for (int j = 0; j < M; ++j) {
                 __m512i product = _mm512_dpbusd_epi32(start[j], w, v[j][0]);
                 if (P == 2) {
-                    product = join_planes(product, _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, v[j][P - 1]));
+                    product =
+                        join_planes(product, _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, v[j][P - 1]));
                 }
-                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
+                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product),
+                                             _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
             }
         }
     }

@@ -60,10 +60,11 @@ struct SuperKernel {
         }
     }
 
-private:
+   private:
     template <int R, int M, int P, int half>
     static NYBBLE_ALWAYS_INLINE void half_block(const uint8_t* blocks, size_t stride, const Activations& x,
-                                                int64_t column, const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
+                                                int64_t column, const __m512 (&scales)[R][M],
+                                                __m512 (&sums)[R][M]) {
         __m512i v[M][P][2];
         __m512i start[M][2];
         for (int j = 0; j < M; ++j) {
@@ -76,7 +77,8 @@ private:
                 if (Format::offset) {
                     const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
                     for (int plane = P - 1; plane >= 0; --plane) {
-                        start[j][k] = _mm512_dpbusd_epi32(_mm512_slli_epi32(start[j][k], 8), offset, v[j][plane][k]);
+                        start[j][k] =
+                            _mm512_dpbusd_epi32(_mm512_slli_epi32(start[j][k], 8), offset, v[j][plane][k]);
                     }
                     start[j][k] = _mm512_sub_epi32(_mm512_setzero_si512(), start[j][k]);
                 }
@@ -159,8 +161,10 @@ struct SuperQ4K5K {
         const __m512i odd = _mm512_setr_epi32(0, 0, 0, 0, 1, 3, 5, 7, 0, 0, 0, 0, 9, 11, 13, 15);
         const __m512i spread = _mm512_setr_epi32(0, 1, 2, 3, 0, 0, 0, 0, 4, 5, 6, 7, 0, 0, 0, 0);
         const __m512 halves = _mm512_loadu_ps(half_sums);
-        const __m512 sums = _mm512_add_ps(_mm512_permutexvar_ps(even, halves), _mm512_permutexvar_ps(odd, halves));
-        const __m512 scale = _mm512_permutexvar_ps(spread, _mm512_castps256_ps512(_mm256_loadu_ps(block_scales)));
+        const __m512 sums =
+            _mm512_add_ps(_mm512_permutexvar_ps(even, halves), _mm512_permutexvar_ps(odd, halves));
+        const __m512 scale =
+            _mm512_permutexvar_ps(spread, _mm512_castps256_ps512(_mm256_loadu_ps(block_scales)));
         return _mm512_mask_sub_ps(scale, 0xf0f0, _mm512_setzero_ps(), sums);
     }
     // The 64 bytes of a half: low nibbles are elements 0-31 and 64-95, high ones 32-63 and 96-127.
@@ -240,8 +244,9 @@ struct SuperQ3K : SuperOf16 {
 
     static NYBBLE_ALWAYS_INLINE __m512 scales(const uint8_t* block) {
         const uint64_t low = read_u64(block + 96);
-        const __m128i nibbles = _mm_and_si128(
-            _mm_set_epi64x(static_cast<long long>(low >> 4), static_cast<long long>(low)), _mm_set1_epi8(0x0f));
+        const __m128i nibbles =
+            _mm_and_si128(_mm_set_epi64x(static_cast<long long>(low >> 4), static_cast<long long>(low)),
+                          _mm_set1_epi8(0x0f));
         const __m128i pairs = _mm_srlv_epi32(_mm_set1_epi32(static_cast<int>(read_u32(block + 104))),
                                              _mm_setr_epi32(0, 2, 4, 6));
         const __m128i high = _mm_slli_epi16(_mm_and_si128(pairs, _mm_set1_epi8(3)), 4);
@@ -269,7 +274,7 @@ struct SuperQ2K : SuperOf16 {
         two_bits(block + 16 + 32 * half, w);
     }
 
-private:
+   private:
     static NYBBLE_ALWAYS_INLINE __m128i load_scales(const uint8_t* block) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i*>(block));
     }
@@ -282,12 +287,13 @@ struct SuperIQ4XS {
     static constexpr bool one_product = true;
 
     static NYBBLE_ALWAYS_INLINE __m512 scales(const uint8_t* block) {
-        const __m256i low = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(block + 4))),
-                                                               _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)),
-                                             _mm256_set1_epi32(0x0f));
-        const __m256i high = _mm256_and_si256(
-            _mm256_srlv_epi32(_mm256_set1_epi32(read_u16(block + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
-            _mm256_set1_epi32(3));
+        const __m256i low =
+            _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(read_u32(block + 4))),
+                                               _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)),
+                             _mm256_set1_epi32(0x0f));
+        const __m256i high = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(read_u16(block + 2)),
+                                                                _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
+                                              _mm256_set1_epi32(3));
         const __m256i scale =
             _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
         return _mm512_mul_ps(_mm512_zextps256_ps512(_mm256_cvtepi32_ps(scale)), broadcast_f16(block));
@@ -297,8 +303,9 @@ struct SuperIQ4XS {
     }
     static NYBBLE_ALWAYS_INLINE void weights(const uint8_t* block, int half, __m512i (&w)[2]) {
         const __m512i packed = _mm512_loadu_si512(block + 8 + 64 * half);
-        const __m128i levels = _mm_add_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(grids::kvalues_iq4nl)),
-                                            _mm_set1_epi8(static_cast<char>(offset)));
+        const __m128i levels =
+            _mm_add_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(grids::kvalues_iq4nl)),
+                         _mm_set1_epi8(static_cast<char>(offset)));
         const __m512i table = _mm512_broadcast_i32x4(levels);
         w[0] = _mm512_shuffle_epi8(table, masked(packed, 0x0f));
         w[1] = _mm512_shuffle_epi8(table, masked(_mm512_srli_epi16(packed, 4), 0x0f));

@@ -27,7 +27,10 @@ struct Activations {
 
 NYBBLE_ALWAYS_INLINE Activations from_row(const Int8Rows& x, int64_t row) {
     const int8_t* low = x.values + row * x.columns;
-    return {{low, x.high != nullptr ? x.high + row * x.columns : low}, x.scales + row * (x.columns / 32), x.sums + row * (x.columns / 16), x.columns};
+    return {{low, x.high != nullptr ? x.high + row * x.columns : low},
+            x.scales + row * (x.columns / 32),
+            x.sums + row * (x.columns / 16),
+            x.columns};
 }
 
 NYBBLE_ALWAYS_INLINE void prefetch(const uint8_t* p) {
@@ -49,7 +52,7 @@ NYBBLE_ALWAYS_INLINE void linear_rows(const uint8_t* weight, size_t stride, cons
 
 template <typename Kernel, int P>
 void linear_planes(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
-                 int64_t y_stride) {
+                   int64_t y_stride) {
     for_activation_rows(m, [&](auto count, int64_t first) {
         constexpr int M = decltype(count)::value;
         constexpr int R = M * P <= 2 ? 4 : 2;  // at most 8 accumulators
@@ -57,10 +60,12 @@ void linear_planes(const uint8_t* weight, size_t stride, int64_t rows, const Int
         float* out = y + first * y_stride;
         int64_t r = 0;
         for (; r + R <= rows; r += R) {
-            linear_rows<Kernel, R, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+            linear_rows<Kernel, R, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations,
+                                         out + r, y_stride);
         }
         for (; r < rows; ++r) {
-            linear_rows<Kernel, 1, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations, out + r, y_stride);
+            linear_rows<Kernel, 1, M, P>(weight + static_cast<size_t>(r) * stride, stride, activations,
+                                         out + r, y_stride);
         }
     });
 }

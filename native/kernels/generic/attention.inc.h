@@ -24,10 +24,10 @@ NYBBLE_ALWAYS_INLINE void by_rows(int64_t rows, const Run& run) {
     }
     switch (rows - r) {
         case 3:
-            run(RowCount<Vec::kRows < 3 ? 1 : 3>{}, r);
+            run(RowCount < Vec::kRows<3 ? 1 : 3>{}, r);
             break;
         case 2:
-            run(RowCount<Vec::kRows < 2 ? 1 : 2>{}, r);
+            run(RowCount < Vec::kRows<2 ? 1 : 2>{}, r);
             break;
         case 1:
             run(RowCount<1>{}, r);
@@ -70,7 +70,8 @@ NYBBLE_ALWAYS_INLINE void score_rows(const float* q, int64_t d, const float* k, 
 
 // acc[r][0..d) += scores[r][t] * v[t] for tile columns first <= t < last.
 template <int ROWS>
-NYBBLE_ALWAYS_INLINE void weigh_rows(const float* scores, int64_t d, const float* v, int first, int last, float* acc) {
+NYBBLE_ALWAYS_INLINE void weigh_rows(const float* scores, int64_t d, const float* v, int first, int last,
+                                     float* acc) {
     int64_t i = 0;
     for (; i + 4 * N <= d; i += 4 * N) {
         Vec sum[ROWS][4];
@@ -123,8 +124,9 @@ NYBBLE_ALWAYS_INLINE void weigh_rows(const float* scores, int64_t d, const float
     }
 }
 
-void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, const float* v, const int32_t* lo,
-                    const int32_t* hi, float cap, float* maximum, float* sum, float* acc, float* scores) {
+void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, const float* v,
+                    const int32_t* lo, const int32_t* hi, float cap, float* maximum, float* sum, float* acc,
+                    float* scores) {
     constexpr float kMasked = -1e30F;
     int first = kPageTokens;
     int last = 0;
@@ -169,7 +171,8 @@ void attention_tile(const float* q, int64_t rows, int64_t d, const float* k, con
         }
         const float tile_sum = Vec::reduce_add(total);
         if (new_maximum > old_maximum) {
-            const float correction = old_maximum < 0.5F * kMasked ? 0.0F : std::exp(old_maximum - new_maximum);
+            const float correction =
+                old_maximum < 0.5F * kMasked ? 0.0F : std::exp(old_maximum - new_maximum);
             sum[r] = sum[r] * correction + tile_sum;
             scale(acc + r * d, correction, acc + r * d, d);
             maximum[r] = new_maximum;

@@ -90,9 +90,7 @@ void scale(const float* x, float factor, float* out, int64_t n) {
     }
 }
 
-NYBBLE_ALWAYS_INLINE Vec silu(Vec x) {
-    return x / (Vec::set1(1.0F) + exp(Vec::zero() - x));
-}
+NYBBLE_ALWAYS_INLINE Vec silu(Vec x) { return x / (Vec::set1(1.0F) + exp(Vec::zero() - x)); }
 
 NYBBLE_ALWAYS_INLINE Vec gelu_tanh(Vec x) {
     const Vec inner = x * Vec::fma(x * x, Vec::set1(0.7978845608F * 0.044715F), Vec::set1(0.7978845608F));
@@ -102,7 +100,8 @@ NYBBLE_ALWAYS_INLINE Vec gelu_tanh(Vec x) {
 // Applies `function` to blocks of N, the last one through a padded buffer, so that every element
 // goes through the same arithmetic wherever it lies.
 template <typename Function>
-NYBBLE_ALWAYS_INLINE void elementwise2(const float* a, const float* b, float* out, int64_t n, Function function) {
+NYBBLE_ALWAYS_INLINE void elementwise2(const float* a, const float* b, float* out, int64_t n,
+                                       Function function) {
     int64_t i = 0;
     for (; i + N <= n; i += N) {
         function(Vec::load(a + i), Vec::load(b + i)).store(out + i);
@@ -128,7 +127,8 @@ void gated(const float* gate, const float* up, float* out, int64_t n, Activation
             elementwise2(gate, up, out, n, [](Vec g, Vec u) NYBBLE_LAMBDA_INLINE { return silu(g) * u; });
             break;
         case Activation::gelu_tanh:
-            elementwise2(gate, up, out, n, [](Vec g, Vec u) NYBBLE_LAMBDA_INLINE { return gelu_tanh(g) * u; });
+            elementwise2(gate, up, out, n,
+                         [](Vec g, Vec u) NYBBLE_LAMBDA_INLINE { return gelu_tanh(g) * u; });
             break;
         case Activation::gelu:
             for (int64_t i = 0; i < n; ++i) {
@@ -236,8 +236,8 @@ void quantize_int16(const float* x, int64_t n, int8_t* values, int8_t* high, flo
 // ROWS x COLUMNS dot products over k at once; each has its own accumulator, so its value does not
 // depend on its neighbours.
 template <int ROWS, int COLUMNS>
-NYBBLE_ALWAYS_INLINE void dot_block(const float* x, int64_t ldx, const float* w, int64_t ldw, int64_t k, float* y,
-                                    int64_t ldy) {
+NYBBLE_ALWAYS_INLINE void dot_block(const float* x, int64_t ldx, const float* w, int64_t ldw, int64_t k,
+                                    float* y, int64_t ldy) {
     Vec acc[ROWS][COLUMNS];
     for (int i = 0; i < ROWS; ++i) {
         for (int j = 0; j < COLUMNS; ++j) {

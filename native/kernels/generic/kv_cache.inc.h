@@ -66,7 +66,8 @@ void store_key(KvEncoding encoding, const float* key, int64_t d, int64_t token, 
                 }
                 for (int j = 0; j < N; ++j) out[(i + j) * T] = packed[j];
             }
-            for (; i < d; ++i) out[i * T] = encoding == KvEncoding::f16 ? float_to_half(key[i]) : float_to_bf16(key[i]);
+            for (; i < d; ++i)
+                out[i * T] = encoding == KvEncoding::f16 ? float_to_half(key[i]) : float_to_bf16(key[i]);
             break;
         }
         case KvEncoding::q8_0: {
@@ -190,7 +191,8 @@ void load_keys(KvEncoding encoding, const uint8_t* page, int64_t d, float* out) 
     }
 }
 
-void load_values(KvEncoding encoding, const uint8_t* page, int64_t d, int64_t first, int64_t last, float* out) {
+void load_values(KvEncoding encoding, const uint8_t* page, int64_t d, int64_t first, int64_t last,
+                 float* out) {
     constexpr int64_t T = kPageTokens;
     switch (encoding) {
         case KvEncoding::f16: {

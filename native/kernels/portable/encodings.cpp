@@ -41,8 +41,8 @@ NYBBLE_ALWAYS_INLINE int32_t dot_16(const int8_t* a, const int8_t* b) {
 
 // Activations of 8 bits, or of 16 if `wide`: 16 * 128 * 32640 is far below 2^31.
 template <typename Block, bool wide>
-void linear_integer(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m, float* y,
-                 int64_t y_stride) {
+void linear_integer(const uint8_t* weight, size_t stride, int64_t rows, const Int8Rows& x, int64_t m,
+                    float* y, int64_t y_stride) {
     constexpr int groups = Block::size / 16;
     int8_t q[Block::size];
     float scale[groups];
@@ -92,7 +92,8 @@ EncodingKernelTable make_table() {
     for_each_block([&](auto block, Encoding encoding) {
         using Block = decltype(block);
         add_block_f32<PortableFloats, Block>(table[encoding]);
-        table[encoding].dequantize_bf16 = dequantize_bf16<dequantize_blocks_f32<Block>, Block::size, Block::bytes>;
+        table[encoding].dequantize_bf16 =
+            dequantize_bf16<dequantize_blocks_f32<Block>, Block::size, Block::bytes>;
         table[encoding].linear_int8 = linear_integer<Block, false>;
         table[encoding].linear_int16 = linear_integer<Block, true>;
     });

@@ -1,0 +1,1 @@
+"""File formats that models come in: one package a format."""

@@ -54,21 +54,43 @@ class Small:
             False,
         )
         plan.linear(
-            self("linear_in", (x, 0)), self("linear_columns", WIDTH), self("linear_norm", NO_NORM),
-            self("gated", False), "silu",
-            self("parts", [
-                (
-                    self("weight", qkv), self("row", 0), self("rows", 64), self("linear_out", (projected, 0)),
-                    self("bias", NONE), self("residual", NOTHING),
-                )
-            ]),
+            self("linear_in", (x, 0)),
+            self("linear_columns", WIDTH),
+            self("linear_norm", NO_NORM),
+            self("gated", False),
+            "silu",
+            self(
+                "parts",
+                [
+                    (
+                        self("weight", qkv),
+                        self("row", 0),
+                        self("rows", 64),
+                        self("linear_out", (projected, 0)),
+                        self("bias", NONE),
+                        self("residual", NOTHING),
+                    )
+                ],
+            ),
             self("linear_selected", False),
-        )  # fmt: skip
+        )
         plan.attention(
-            self("q", (projected, 0)), self("k", (projected, 32)), self("v", (projected, 48)), self("out", (attended, 0)),
-            self("heads", HEADS), self("kv_heads", KV_HEADS), self("head_dim", HEAD_DIM), self("group", group),
-            self("layer", 0), self("window", 0), 1.0, 0.0, self("q_norm", NO_NORM), NO_NORM, self("rope", rope),
-        )  # fmt: skip
+            self("q", (projected, 0)),
+            self("k", (projected, 32)),
+            self("v", (projected, 48)),
+            self("out", (attended, 0)),
+            self("heads", HEADS),
+            self("kv_heads", KV_HEADS),
+            self("head_dim", HEAD_DIM),
+            self("group", group),
+            self("layer", 0),
+            self("window", 0),
+            1.0,
+            0.0,
+            self("q_norm", NO_NORM),
+            NO_NORM,
+            self("rope", rope),
+        )
         plan.select(
             self("select_in", (attended, 0)), self("select_out", (chosen, 0)), self("select_width", WIDTH)
         )
@@ -137,7 +159,8 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "unknown residual": ({"residual": (8, 0)}, "linear residual"),
     "residual that is too narrow": ({"residual": lambda n: (n["x"], 0)}, "linear residual"),
     "residual shifted over the output": (
-        {"rows": 32, "residual": lambda n: (n["projected"], 8)}, "linear residual overlaps the output",
+        {"rows": 32, "residual": lambda n: (n["projected"], 8)},
+        "linear residual overlaps the output",
     ),
     "odd rotary": ({"rotary_dim": 7, "frequencies": 3}, "rotary_dim"),
     "rotary larger than the head": ({"rotary_dim": 10, "frequencies": 5}, "rotary_dim"),
@@ -153,14 +176,20 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "negative window": ({"group_window": -1, "window": -1}, "KV group"),
     "attention over its keys": ({"out": lambda n: (n["projected"], 8)}, "attention output overlaps"),
     "queries over keys": ({"k": lambda n: (n["projected"], 16)}, "q overlaps k"),
-    "select in place": ({"select_out": lambda n: (n["chosen"], 0), "select_in": lambda n: (n["chosen"], 0)}, "select"),
+    "select in place": (
+        {"select_out": lambda n: (n["chosen"], 0), "select_in": lambda n: (n["chosen"], 0)},
+        "select",
+    ),
     "select too wide": ({"select_width": 33}, "select input"),
     "add too wide": ({"add_width": 33}, "elementwise input"),
     "all rows into the logits": ({"scale_selected": False}, "all rows in a place of selected rows"),
     "all rows of a selected buffer": ({"add_selected": False}, "all rows in a place of selected rows"),
     "embedding into the logits": ({"embedding_out": (OUTPUT, 0)}, "all rows in a place of selected rows"),
-    "all rows from a selected buffer": ({"linear_in": lambda n: (n["chosen"], 0)}, "all rows in a place of selected rows"),
-}  # fmt: skip
+    "all rows from a selected buffer": (
+        {"linear_in": lambda n: (n["chosen"], 0)},
+        "all rows in a place of selected rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", NONSENSE)
@@ -176,9 +205,12 @@ def test_nonsense_is_refused(case: str) -> None:
 def test_weights_are_checked_when_they_are_added() -> None:
     plan, data = _core.Plan(), np.zeros(64, np.uint8)
     for encoding, rows, columns, message in (
-        ("q9_9", 1, 16, "no CPU kernel knows the encoding q9_9"), ("f32", 2, 16, "64 bytes instead of 64 x 2"),
-        ("f32", 0, 16, "whole blocks"), ("f32", -1, 16, "whole blocks"), ("q4_0", 1, 16, "whole blocks"),
-    ):  # fmt: skip
+        ("q9_9", 1, 16, "no CPU kernel knows the encoding q9_9"),
+        ("f32", 2, 16, "64 bytes instead of 64 x 2"),
+        ("f32", 0, 16, "whole blocks"),
+        ("f32", -1, 16, "whole blocks"),
+        ("q4_0", 1, 16, "whole blocks"),
+    ):
         with pytest.raises(ValueError, match=message):
             plan.add_weight(encoding, rows, columns, data)
 
@@ -189,10 +221,12 @@ def test_forward_checks_what_it_is_given() -> None:
     sequence, ids = session.new_sequence(), np.array([1, 2], np.int32)
     row = np.empty((1, VOCABULARY), np.float32)
     for items, output, message in (
-        ([(sequence, ids, 1, 2)], row, "out of range"), ([(sequence, ids, 3, 0)], row, "out of range"),
-        ([(sequence, ids, 2, 0)], row, "wrong shape"), ([(sequence, ids, 1, 0)], row[:, :-1].copy(), "wrong shape"),
+        ([(sequence, ids, 1, 2)], row, "out of range"),
+        ([(sequence, ids, 3, 0)], row, "out of range"),
+        ([(sequence, ids, 2, 0)], row, "wrong shape"),
+        ([(sequence, ids, 1, 0)], row[:, :-1].copy(), "wrong shape"),
         ([(sequence, ids, 1, 0), (sequence, ids, 0, 0)], row, "twice"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             session.forward(items, output)
     with pytest.raises(IndexError, match="token id 10 is outside the vocabulary of 10"):

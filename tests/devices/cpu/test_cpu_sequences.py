@@ -201,7 +201,7 @@ def test_context_length_is_checked_before_anything_runs() -> None:
     session = session_of(context_length=20)
     one, two = session.new_sequence(), session.new_sequence()
     last(session, one, tokens(19))
-    with pytest.raises(ContextLengthError, match="sequence of 19 tokens cannot take 2 more.* is 20"):
+    with pytest.raises(ContextLengthError, match=r"sequence of 19 tokens cannot take 2 more.* is 20"):
         session.forward([BatchItem(two, [1]), BatchItem(one, [1, 2])])
     assert (one.length, two.length) == (19, 0)
     last(session, one, [1])

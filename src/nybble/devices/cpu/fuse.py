@@ -129,9 +129,7 @@ class Fuser:
             return  # folded into its linears
         if group != value.width and self._attention_after(node) is not None:
             return  # folded into attention
-        step = NormStep(
-            _norm(node), self._place(node.inputs[0]), self._place(value), value.width, group
-        )  # fmt: skip
+        step = NormStep(_norm(node), self._place(node.inputs[0]), self._place(value), value.width, group)
         self._emit(step, node)
 
     def _attention_after(self, node: Node) -> Node | None:
@@ -152,7 +150,9 @@ class Fuser:
         x = source
         if norm_node is not None and norm_node.operator == "rms_norm" and id(norm_node) not in self._done:
             norm, x = _norm(norm_node), norm_node.inputs[0]
-        group = [n for n in self._consumers[source.index] if n.operator == "linear" and id(n) not in self._done]
+        group = [
+            n for n in self._consumers[source.index] if n.operator == "linear" and id(n) not in self._done
+        ]
         if norm is None:
             # Without a norm to share, grouping far-apart linears would only reorder the plan.
             group = group if group[0] is node else [node]
@@ -160,7 +160,10 @@ class Fuser:
             return
         if len(group) == 1 and self._residual(group[0], x, norm):
             return
-        parts = [LinearPart(n.weights[0], 0, n.outputs[0].width, self._place(n.outputs[0]), _bias(n)) for n in group]
+        parts = [
+            LinearPart(n.weights[0], 0, n.outputs[0].width, self._place(n.outputs[0]), _bias(n))
+            for n in group
+        ]
         self._emit(LinearStep(self._place(x), source.width, parts, norm), *group)
 
     def _gated_pair(self, group: list[Node], x: Value, norm: NormWeights | None) -> bool:
@@ -168,7 +171,11 @@ class Fuser:
         if len(group) != 2:
             return False
         user = self._single_consumer(group[0].outputs[0])
-        if user is None or user.operator != "gated_activation" or not self._only_use(group[1].outputs[0], user):
+        if (
+            user is None
+            or user.operator != "gated_activation"
+            or not self._only_use(group[1].outputs[0], user)
+        ):
             return False
         by_value = {n.outputs[0].index: n for n in group}
         gate, up = (by_value[value.index] for value in user.inputs)
@@ -192,7 +199,8 @@ class Fuser:
         rows = {split.outputs[0].index: 0, split.outputs[1].index: split.outputs[0].width}
         out = self._place(user.outputs[0])
         parts = [
-            LinearPart(node.weights[0], rows[v.index], v.width, out, _bias(node), rows[v.index]) for v in user.inputs
+            LinearPart(node.weights[0], rows[v.index], v.width, out, _bias(node), rows[v.index])
+            for v in user.inputs
         ]
         step = LinearStep(self._place(x), node.inputs[0].width, parts, norm, str(user.attributes["kind"]))
         self._emit(step, node, split, user)
@@ -230,10 +238,21 @@ class Fuser:
         a = node.attributes
         head_dim = int(a["head_dim"])
         step = AttentionStep(
-            self._place(q), self._place(k), self._place(node.inputs[2]), self._place(node.outputs[0]),
-            q.width // head_dim, k.width // head_dim, head_dim, int(a["layer"]), a["window"], float(a["scale"]),
-            a["softcap"], q_norm, k_norm, q_rope,
-        )  # fmt: skip
+            self._place(q),
+            self._place(k),
+            self._place(node.inputs[2]),
+            self._place(node.outputs[0]),
+            q.width // head_dim,
+            k.width // head_dim,
+            head_dim,
+            int(a["layer"]),
+            a["window"],
+            float(a["scale"]),
+            a["softcap"],
+            q_norm,
+            k_norm,
+            q_rope,
+        )
         self._emit(step, node, *q_nodes, *k_nodes)
 
     def _unwrap(self, value: Value) -> tuple[Value, NormWeights | None, RopeConfig | None, list[Node]]:
@@ -256,15 +275,20 @@ class Fuser:
     def _gated_activation(self, node: Node) -> None:
         gate, up = node.inputs
         step = ElementwiseStep(
-            "gated", self._place(gate), self._place(up), self._place(node.outputs[0]), gate.width,
+            "gated",
+            self._place(gate),
+            self._place(up),
+            self._place(node.outputs[0]),
+            gate.width,
             activation=str(node.attributes["kind"]),
-        )  # fmt: skip
+        )
         self._emit(step, node)
 
     def _add(self, node: Node) -> None:
         a, b = node.inputs
         self._emit(
-            ElementwiseStep("add", self._place(a), self._place(b), self._place(node.outputs[0]), a.width), node
+            ElementwiseStep("add", self._place(a), self._place(b), self._place(node.outputs[0]), a.width),
+            node,
         )
 
     def _scale(self, node: Node) -> None:

@@ -89,7 +89,9 @@ class Lowering:
                     self._offsets[storage] = self._offsets.get(over.storage, 0) + over.offset
                 elif fitting:
                     # The smallest that is wide enough, or the widest, made wider.
-                    buffer = min(fitting, key=lambda b: (sizes[b] < widths[storage], abs(sizes[b] - widths[storage])))
+                    buffer = min(
+                        fitting, key=lambda b: (sizes[b] < widths[storage], abs(sizes[b] - widths[storage]))
+                    )
                     free.remove(buffer)
                     sizes[buffer] = max(sizes[buffer], widths[storage])
                     self._buffers[storage] = buffer
@@ -132,7 +134,9 @@ class Lowering:
             return int(_core.NONE)
         index = self._vectors.get((name, offset))
         if index is None:
-            values = np.ascontiguousarray(self._tensors[name].dequantize(), dtype=np.float32).reshape(-1)[offset:]
+            values = np.ascontiguousarray(self._tensors[name].dequantize(), dtype=np.float32).reshape(-1)[
+                offset:
+            ]
             index = self.plan.add_vector(np.ascontiguousarray(values))
             self._vectors[name, offset] = index
         return index
@@ -148,9 +152,13 @@ class Lowering:
             short, short_factor = rotary_frequencies(rope, 1)
             long, long_factor = rotary_frequencies(rope, self._context_length)
             index = self.plan.add_rope(
-                rope.rotary_dim, rope.interleaved, np.ascontiguousarray(short, dtype=np.float32), short_factor,
-                np.ascontiguousarray(long, dtype=np.float32), long_factor,
-            )  # fmt: skip
+                rope.rotary_dim,
+                rope.interleaved,
+                np.ascontiguousarray(short, dtype=np.float32),
+                short_factor,
+                np.ascontiguousarray(long, dtype=np.float32),
+                long_factor,
+            )
             self._ropes[rope] = index
         return index
 
@@ -176,27 +184,50 @@ class Lowering:
         if isinstance(step, EmbeddingStep):
             plan.embedding(self._weight(step.weight), step.scale, view(step.out))
         elif isinstance(step, NormStep):
-            plan.norm(self._norm(step.norm), view(step.x), view(step.out), step.width, step.group, step.selected)
+            plan.norm(
+                self._norm(step.norm), view(step.x), view(step.out), step.width, step.group, step.selected
+            )
         elif isinstance(step, LinearStep):
             parts = [
                 (
-                    self._weight(part.weight), part.row, part.rows, view(part.out),
-                    self._vector(part.bias, part.bias_offset), view(part.residual),
+                    self._weight(part.weight),
+                    part.row,
+                    part.rows,
+                    view(part.out),
+                    self._vector(part.bias, part.bias_offset),
+                    view(part.residual),
                 )
                 for part in step.parts
-            ]  # fmt: skip
+            ]
             plan.linear(
-                view(step.x), step.columns, self._norm(step.norm), step.gated is not None, step.gated or "silu",
-                parts, step.selected,
-            )  # fmt: skip
+                view(step.x),
+                step.columns,
+                self._norm(step.norm),
+                step.gated is not None,
+                step.gated or "silu",
+                parts,
+                step.selected,
+            )
         elif isinstance(step, AttentionStep):
             window = self._window(step)
             group, members = self._groups[window, step.kv_heads, step.head_dim]
             plan.attention(
-                view(step.q), view(step.k), view(step.v), view(step.out), step.heads, step.kv_heads, step.head_dim,
-                group, members[step.layer], window, step.scale, step.softcap or 0.0, self._norm(step.q_norm),
-                self._norm(step.k_norm), self._rope(step.rope),
-            )  # fmt: skip
+                view(step.q),
+                view(step.k),
+                view(step.v),
+                view(step.out),
+                step.heads,
+                step.kv_heads,
+                step.head_dim,
+                group,
+                members[step.layer],
+                window,
+                step.scale,
+                step.softcap or 0.0,
+                self._norm(step.q_norm),
+                self._norm(step.k_norm),
+                self._rope(step.rope),
+            )
         elif isinstance(step, SelectStep):
             plan.select(view(step.x), view(step.out), step.width)
         elif isinstance(step, ElementwiseStep):

@@ -158,8 +158,9 @@ class CpuSession:
             seen.add(id(sequence))
             if sequence.length + len(item.tokens) > self._context_length:
                 raise ContextLengthError(
-                    f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the context "
-                    f"length is {self._context_length}; load the model with a larger context_length or shorten it"
+                    f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the "
+                    f"context length is {self._context_length}; load the model with a larger "
+                    "context_length or shorten it"
                 )
             if item.logits not in LOGIT_ROWS:
                 raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
