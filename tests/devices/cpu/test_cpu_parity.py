@@ -33,11 +33,12 @@ def fast_bound(config: ModelConfig) -> float:
     int8 blocks of 32: the largest of 32 normal values is about 2.2 deviations, so a step is
     2.2 / 127 and the error of an activation step / sqrt(12), 0.5 % of a deviation. bfloat16 on both
     sides is less: 2 ** -9 / sqrt(3) each, 0.16 % together. Errors of the linears are independent
-    and each passes its relative error on, so they add up as squares; norms, softmax and gates may
-    double what reaches them.
+    and each passes its relative error on, so they add up as squares. Norms, softmax and gates enlarge
+    what reaches them: softmax most, where a window leaves a random model few keys of very different
+    scores. The largest seen over all families and levels is 2.3 times; 3 are allowed.
     """
     linears = 4 * config.num_hidden_layers + 1
-    return float(2 * 0.005 * linears**0.5)
+    return float(3 * 0.005 * linears**0.5)
 
 
 CUTS = {
