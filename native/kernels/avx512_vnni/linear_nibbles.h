@@ -106,8 +106,8 @@ struct NibbleKernel {
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
-            prefetch(row + static_cast<size_t>(R) * stride);
-            prefetch(row + static_cast<size_t>(R) * stride + 64);
+            prefetch(row + prefetch_distance<R>(stride));
+            prefetch(row + prefetch_distance<R>(stride) + 64);
             const __m512i packed = load_packed<all>(row + Format::packed, count);
             const __m512i nibble = _mm512_set1_epi8(0x0f);
             __m512i low = _mm512_and_si512(packed, nibble);

@@ -67,7 +67,7 @@ struct KernelQ8_0 {
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
-            prefetch(row + static_cast<size_t>(R) * stride);
+            prefetch(row + prefetch_distance<R>(stride));
             const __m256i first = load_32(row + 2);
             const __m512i both =
                 all ? _mm512_inserti64x4(_mm512_castsi256_si512(first), load_32(row + bytes + 2), 1)

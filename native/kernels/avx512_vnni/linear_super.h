@@ -87,7 +87,7 @@ struct SuperKernel {
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* block = blocks + static_cast<size_t>(r) * stride;
-            const uint8_t* ahead = block + static_cast<size_t>(R) * stride + half * (Format::bytes / 2);
+            const uint8_t* ahead = block + prefetch_distance<R>(stride) + half * (Format::bytes / 2);
             prefetch(ahead);
             if (Format::bytes > 128) prefetch(ahead + 64);
             __m512i w[2];

@@ -33,8 +33,19 @@ NYBBLE_ALWAYS_INLINE Activations from_row(const Int8Rows& x, int64_t row) {
             x.columns};
 }
 
+// Into the L2 cache: it has more requests under way at a time than the L1 cache.
 NYBBLE_ALWAYS_INLINE void prefetch(const uint8_t* p) {
-    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
+}
+
+// Bytes from a weight to the one to fetch meanwhile: that of a later group of R rows, kPrefetchBytes or
+// more ahead, because short rows are done before memory answers.
+constexpr size_t kPrefetchBytes = 4096;
+
+template <int R>
+NYBBLE_ALWAYS_INLINE size_t prefetch_distance(size_t stride) {
+    const size_t group = static_cast<size_t>(R) * stride;
+    return (kPrefetchBytes + group - 1) / group * group;
 }
 
 template <typename Kernel, int R, int M, int P>
