@@ -81,8 +81,9 @@ def test_gemma(family: str, first: str, end: list[str]) -> None:
         for step in steps_of(replace(FAMILIES[family], num_hidden_layers=1, layer_types=("full_attention",)))
     ]
     assert steps == [
-        "embedding", "norm+linear x3", first + "rotary+attention", "select*", "linear x1*", "norm*", "select*",
-        "add*", "norm+linear x2+gelu_pytorch_tanh*", "linear x1*", "norm*", "add*", "norm+linear x1*", *end,
+        "embedding", "norm+linear x3", first + "rotary+attention", "select*", "linear x1*", "norm*",
+        "select*", "add*", "norm+linear x2+gelu_pytorch_tanh*", "linear x1*", "norm*", "add*",
+        "norm+linear x1*", *end,
     ]  # fmt: skip
 
 
