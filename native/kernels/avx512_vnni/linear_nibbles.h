@@ -6,8 +6,9 @@
 // halves; the activations are shuffled to match. Both products of a block end in the same four
 // lanes. Scales are fetched and multiplied for 16 blocks at a time and spread by a permutation.
 //
-// Signed weights are stored with an offset; the product starts from -offset * (sum of activations),
-// so it is exact.
+// Signed weights are stored with an offset. A small one counts as a minimum of -offset * scale; for a
+// large one, whose float32 rounding could be seen, the product starts from -offset * (sum of
+// activations) in integers.
 #pragma once
 
 #include "kernels/avx512_vnni/rows.h"
@@ -32,6 +33,11 @@ struct NibbleKernel {
     }
 
    private:
+    static constexpr bool offset_in_floats =
+        !Format::has_minimum && Format::offset != 0 && Format::offset <= 16;
+    static constexpr bool offset_in_integers = Format::offset != 0 && !offset_in_floats;
+    static constexpr bool uses_sums = Format::has_minimum || offset_in_floats;
+
     // `count` blocks from block b on.
     template <int R, int M, int P, bool all>
     static NYBBLE_ALWAYS_INLINE void chunk(const uint8_t* weight, size_t stride, const Activations& x,
@@ -42,16 +48,18 @@ struct NibbleKernel {
         const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
         for (int j = 0; j < M; ++j) {
             x_scales[j] = _mm512_maskz_loadu_ps(present, x.scales + j * (x.columns / 32) + b);
-            if (Format::has_minimum)
-                x_sums[j] = block_sums<all>(x.sums + j * (x.columns / 16) + 2 * b, count);
+            if (uses_sums) x_sums[j] = block_sums<all>(x.sums + j * (x.columns / 16) + 2 * b, count);
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * Format::bytes;
             const __m512i words = Strided<Format::bytes>::template load<all>(row, count);
             const __m512 scale = Format::scales(words);
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
-            if (Format::has_minimum) {
-                const __m512 minimum = floats_from_low_f16(_mm512_srli_epi32(words, 16));
+            if (uses_sums) {
+                const __m512 minimum =
+                    offset_in_floats
+                        ? _mm512_mul_ps(scale, _mm512_set1_ps(-static_cast<float>(Format::offset)))
+                        : floats_from_low_f16(_mm512_srli_epi32(words, 16));
                 for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);
             }
         }
@@ -95,7 +103,7 @@ struct NibbleKernel {
                                            : _mm512_maskz_loadu_epi8(mask_of(32 * count - 64), p + 64);
                 x_low[j][plane] = _mm512_shuffle_i64x2(first, second, 0x88);
                 x_high[j][plane] = _mm512_shuffle_i64x2(first, second, 0xdd);
-                if (Format::offset) {
+                if (offset_in_integers) {
                     const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::offset));
                     start[j] = _mm512_slli_epi32(start[j], 8);
                     start[j] = _mm512_dpbusd_epi32(start[j], offset, x_low[j][plane]);
