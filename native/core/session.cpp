@@ -10,9 +10,11 @@ namespace nybble {
 namespace {
 
 // Rows worked on at a time: many, because a weight is dequantized once for all of them; few enough
-// that the activations of a large model stay small.
+// that the activations of a large model stay small. Halved until they fit, so that prompts of usual
+// lengths fall into equal rounds.
 constexpr int64_t kMostRows = 512;
-constexpr int64_t kBufferBytes = 28 << 20;
+constexpr int64_t kLeastRows = 64;
+constexpr int64_t kBufferBytes = 20 << 20;
 
 int64_t choose_max_rows(const Plan& plan, int64_t wanted) {
     if (wanted > 0) {
@@ -22,8 +24,11 @@ int64_t choose_max_rows(const Plan& plan, int64_t wanted) {
     for (size_t i = 0; i < plan.buffers.size(); ++i) {
         row_bytes += plan.buffer_selected[i] ? 0 : plan.buffers[i] * 4;
     }
-    const int64_t fitting = kBufferBytes / std::max<int64_t>(1, row_bytes) / 32 * 32;
-    return std::clamp<int64_t>(fitting, 64, kMostRows);
+    int64_t rows = kMostRows;
+    while (rows > kLeastRows && rows * row_bytes > kBufferBytes) {
+        rows /= 2;
+    }
+    return rows;
 }
 
 }  // namespace
