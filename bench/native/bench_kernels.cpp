@@ -1,7 +1,7 @@
 // Speed of the weight kernels on one thread, in GB/s of weight bytes, and of dequantization, in
 // elements a nanosecond.
 //
-//   bench_kernels [--isa LEVEL] [--encoding NAME] [--megabytes 256] [--columns 4096] [--repeat 5]
+//   bench_kernels [--isa LEVEL] [--encoding NAME] [--bits 8] [--megabytes 256] [--columns 4096] [--repeat 5]
 //
 // "memory": all rows of a matrix of so many megabytes; "cache": 512 kB of it again and again. Best of the
 // repeats. "read" is the limit: plainly summing the same bytes.
@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
     int64_t columns = 4096;
     size_t megabytes = 256;
     int repeat = 5;
+    int bits = 8;  // of the activations: 8 or 16
     for (int i = 1; i + 1 < argc; i += 2) {
         const std::string option = argv[i];
         if (option == "--isa")
@@ -66,6 +67,8 @@ int main(int argc, char** argv) {
             columns = std::atoll(argv[i + 1]);
         else if (option == "--megabytes")
             megabytes = static_cast<size_t>(std::atoll(argv[i + 1]));
+        else if (option == "--bits")
+            bits = std::atoi(argv[i + 1]);
         else if (option == "--repeat")
             repeat = std::atoi(argv[i + 1]);
         else
@@ -79,7 +82,7 @@ int main(int argc, char** argv) {
     std::vector<float> sums(static_cast<size_t>(max_m * columns / 16), 0.01f);
     std::vector<float> floats(static_cast<size_t>(max_m * columns), 0.5f);
     int8_t* aligned = values.data() + (64 - reinterpret_cast<uintptr_t>(values.data()) % 64) % 64;
-    const Int8Rows x{aligned, scales.data(), sums.data(), columns};
+    const Int8Rows x{aligned, scales.data(), sums.data(), columns, bits == 16 ? aligned : nullptr};
 
     std::printf("read %.1f GB/s\n", read_gb_per_second(memory, repeat));
     std::printf(
@@ -91,6 +94,7 @@ int main(int argc, char** argv) {
             const Encoding encoding = static_cast<Encoding>(e);
             if (!only_encoding.empty() && only_encoding != encoding_info(encoding).name) continue;
             const EncodingKernels& kernels = encoding_kernels(isa)[e];
+            const LinearInt8 linear = bits == 16 ? kernels.linear_int16 : kernels.linear_int8;
             const size_t stride = row_bytes(encoding, columns);
             const int64_t all_rows = static_cast<int64_t>((megabytes << 20) / stride);
             const int64_t few_rows = std::max<int64_t>(4, static_cast<int64_t>((512u << 10) / stride));
@@ -98,14 +102,14 @@ int main(int argc, char** argv) {
             std::printf("%-12s %-8s |", isa_name(isa), encoding_info(encoding).name);
             for (int64_t rows : {all_rows, few_rows}) {
                 for (int64_t m = 1; m <= max_m; ++m) {
-                    if (!kernels.linear_int8) {
+                    if (linear == nullptr) {
                         std::printf("     -");
                         continue;
                     }
                     const int64_t times = rows == all_rows ? 1 : std::max<int64_t>(1, all_rows / rows / 8);
                     const double seconds = best_seconds(repeat, [&] {
                         for (int64_t i = 0; i < times; ++i)
-                            kernels.linear_int8(weight, stride, rows, x, m, y.data(), rows);
+                            linear(weight, stride, rows, x, m, y.data(), rows);
                     });
                     std::printf(" %5.1f", static_cast<double>(times * rows) * static_cast<double>(stride) *
                                               1e-9 / seconds);

@@ -29,7 +29,11 @@ struct NibbleKernel {
         const int64_t blocks = x.columns / 32;
         int64_t b = 0;
         for (; b + 16 <= blocks; b += 16) chunk<R, M, P, true>(weight, stride, x, b, 16, sums);
-        if (b < blocks) chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
+        if (blocks - b > 4) {
+            chunk<R, M, P, false>(weight, stride, x, b, blocks - b, sums);
+        } else if (b < blocks) {
+            tail<R, M, P>(weight, stride, x, b, blocks - b, sums);
+        }
     }
 
    private:
@@ -56,10 +60,7 @@ struct NibbleKernel {
             const __m512 scale = Format::scales(words);
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
             if (uses_sums) {
-                const __m512 minimum =
-                    offset_in_floats
-                        ? _mm512_mul_ps(scale, _mm512_set1_ps(-static_cast<float>(Format::offset)))
-                        : floats_from_low_f16(_mm512_srli_epi32(words, 16));
+                const __m512 minimum = minima(words, scale);
                 for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);
             }
         }
@@ -75,6 +76,65 @@ struct NibbleKernel {
         }
     }
 
+    // The last 1 to 4 blocks: the scales of all R rows (at most 4) share a register, 4 lanes a row. The
+    // operations of a row are those of chunk(), so it does not matter which of the two it meets.
+    template <int R, int M, int P>
+    static NYBBLE_ALWAYS_INLINE void tail(const uint8_t* weight, size_t stride, const Activations& x,
+                                          int64_t b, int64_t count, __m512 (&sums)[R][M]) {
+        static_assert(R <= 4);
+        __m128i parts[4];
+        for (int r = 0; r < 4; ++r) {
+            parts[r] = r < R
+                           ? first_words(weight + static_cast<size_t>(r) * stride + b * Format::bytes, count)
+                           : _mm_setzero_si128();
+        }
+        __m512i words = _mm512_castsi128_si512(parts[0]);
+        words = _mm512_inserti32x4(words, parts[1], 1);
+        words = _mm512_inserti32x4(words, parts[2], 2);
+        words = _mm512_inserti32x4(words, parts[3], 3);
+        const __m512 scale = Format::scales(words);
+        const __m512 minimum = minima(words, scale);
+        const __mmask8 present = static_cast<__mmask8>((1 << count) - 1);
+        __m512 scales[1][M];
+        for (int j = 0; j < M; ++j) {
+            const __m128 x_scales = _mm_maskz_loadu_ps(present, x.scales + j * (x.columns / 32) + b);
+            scales[0][j] = _mm512_mul_ps(scale, _mm512_broadcast_f32x4(x_scales));
+            if (uses_sums) {
+                const __m512 x_sums = block_sums<false>(x.sums + j * (x.columns / 16) + 2 * b, count);
+                for (int r = 0; r < R; ++r) {
+                    sums[r][j] = _mm512_fmadd_ps(quarter(minimum, r), x_sums, sums[r][j]);
+                }
+            }
+        }
+        const uint8_t* blocks = weight + b * Format::bytes;
+        if (count == 4) {
+            four_blocks<R, M, P, true>(blocks, stride, x, 32 * b, 4, lanes_by_four(), scales, sums);
+        } else {
+            four_blocks<R, M, P, false>(blocks, stride, x, 32 * b, count, lanes_by_four(), scales, sums);
+        }
+    }
+
+    // The first four bytes of each of 1 to 4 blocks, then zeros.
+    static NYBBLE_ALWAYS_INLINE __m128i first_words(const uint8_t* blocks, int64_t count) {
+        int32_t words[4] = {0, 0, 0, 0};
+        for (int i = 0; i < 4; ++i) {
+            if (i < count) memcpy(&words[i], blocks + i * Format::bytes, sizeof words[i]);
+        }
+        return _mm_setr_epi32(words[0], words[1], words[2], words[3]);
+    }
+
+    // Lanes 4r to 4r + 3 in lanes 0 to 3, zeros after them.
+    static NYBBLE_ALWAYS_INLINE __m512 quarter(__m512 v, int r) {
+        const __m512i index = _mm512_add_epi32(
+            _mm512_setr_epi32(0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), _mm512_set1_epi32(4 * r));
+        return _mm512_maskz_permutexvar_ps(0xf, index, v);
+    }
+
+    static NYBBLE_ALWAYS_INLINE __m512 minima(__m512i words, __m512 scale) {
+        return offset_in_floats ? _mm512_mul_ps(scale, _mm512_set1_ps(-static_cast<float>(Format::offset)))
+                                : floats_from_low_f16(_mm512_srli_epi32(words, 16));
+    }
+
     // Sums over whole blocks from those over half blocks.
     template <bool all>
     static NYBBLE_ALWAYS_INLINE __m512 block_sums(const float* halves, int64_t count) {
@@ -86,10 +146,12 @@ struct NibbleKernel {
         return _mm512_add_ps(_mm512_permutex2var_ps(a, even, c), _mm512_permutex2var_ps(a, odd, c));
     }
 
-    template <int R, int M, int P, bool all>
+    // With S = 1 all rows' scales are in one register, 4 lanes a row.
+    template <int R, int M, int P, bool all, int S>
     static NYBBLE_ALWAYS_INLINE void four_blocks(const uint8_t* blocks, size_t stride, const Activations& x,
                                                  int64_t column, int64_t count, __m512i lanes,
-                                                 const __m512 (&scales)[R][M], __m512 (&sums)[R][M]) {
+                                                 const __m512 (&scales)[S][M], __m512 (&sums)[R][M]) {
+        static_assert(S == R || S == 1);
         __m512i x_low[M][P];
         __m512i x_high[M][P];
         __m512i start[M];
@@ -116,6 +178,7 @@ struct NibbleKernel {
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
             prefetch(row + prefetch_distance<R>(stride));
             prefetch(row + prefetch_distance<R>(stride) + 64);
+            const __m512i places = S == R ? lanes : _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * r));
             const __m512i packed = load_packed<all>(row + Format::packed, count);
             const __m512i nibble = _mm512_set1_epi8(0x0f);
             __m512i low = _mm512_and_si512(packed, nibble);
@@ -128,8 +191,9 @@ struct NibbleKernel {
                     const __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x_low[j][P - 1]);
                     product = join_planes(product, _mm512_dpbusd_epi32(upper, high, x_high[j][P - 1]));
                 }
-                sums[r][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product),
-                                             _mm512_permutexvar_ps(lanes, scales[r][j]), sums[r][j]);
+                sums[r][j] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(product),
+                                    _mm512_permutexvar_ps(places, scales[S == R ? r : 0][j]), sums[r][j]);
             }
         }
     }
