@@ -8,12 +8,17 @@ tests are skipped and say why; with ``NYBBLE_REQUIRE_MODELS=1`` they fail.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/support
+
+# A shell's background job starts with Ctrl-C ignored and hands that to its children; the tests of
+# Ctrl-C want programs as a terminal starts them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FILES = {
     "smollm2": "smollm2-135m-instruct-q4_1.gguf",

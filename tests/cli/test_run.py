@@ -147,13 +147,16 @@ def test_ctrl_c_ends_quietly():
         nybble.load = FakeModel(["first"] + [" more"] * 100, seconds=1.0).load
         sys.exit(main(["run", "m", "Hi"]))
     """)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.read(5) == "first"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.read(5) == "first"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err == ""
     assert out.count("more") < 5
