@@ -72,7 +72,7 @@ def test_embeddings_are_the_definition(name: str) -> None:
     checkpoint = random_checkpoint(BLOCKS, embeddings=name)
     tensor = checkpoint.tensors["model.embed_tokens.weight"]
     plain = ENCODINGS["f32"]
-    same = replace(tensor, encoding=plain, data=tensor.dequantize().reshape(-1).view(np.uint8))
+    same = tensor.changed(encoding=plain, data=tensor.dequantize().reshape(-1).view(np.uint8))
     other = replace(checkpoint, tensors={**checkpoint.tensors, tensor.name: same})
     ids = tokens(20)
     one, two = (run(cpu.compile_session(c, precision="f32"), ids) for c in (checkpoint, other))
@@ -106,7 +106,7 @@ def test_an_encoding_without_kernel_is_refused_by_name() -> None:
     checkpoint = random_checkpoint(LLAMA)
     name = "model.layers.1.mlp.up_proj.weight"
     tensor = checkpoint.tensors[name]
-    other = replace(tensor, encoding=ENCODINGS["f64"], data=np.zeros(tensor.nbytes * 2, np.uint8))
+    other = tensor.changed(encoding=ENCODINGS["f64"], data=np.zeros(tensor.nbytes * 2, np.uint8))
     with pytest.raises(UnsupportedError, match=f"{name}: no CPU kernel knows the encoding f64"):
         cpu.compile_session(replace(checkpoint, tensors={**checkpoint.tensors, name: other}))
 

@@ -1,7 +1,8 @@
 """The table of encodings: how numbers lie in bytes, one row a type.
 
 Rows are in one file a family; a new type is a row in its family's ``ROWS``. Names are lower-case
-and the same as in ``native/core/encoding.h``.
+and the same as in ``native/core/encoding.h``. Group-wise affine integers (``int4_g32_f16``) have too
+many rows for a table: ``affine.py`` makes them from the name.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nybble.checkpoint.encodings import iq, k_quants, legacy, mx, plain, ternary
+from nybble.checkpoint.encodings import affine, iq, k_quants, legacy, mx, plain, ternary
 from nybble.checkpoint.encodings.base import Encoding
 from nybble.errors import UnsupportedError
 
@@ -22,7 +23,7 @@ ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
         for row in rows
     }
 )
-"""Every encoding by name."""
+"""Every encoding of the table by name."""
 
 REMOVED_GGML_TYPES: Mapping[int, str] = MappingProxyType(
     {
@@ -49,10 +50,14 @@ def encoding(name: str) -> Encoding:
     Raises:
         UnsupportedError: there is none; the message lists the known ones.
     """
-    try:
-        return ENCODINGS[name]
-    except KeyError:
-        raise UnsupportedError(f"unknown encoding {name!r}; known: {', '.join(ENCODINGS)}") from None
+    row = ENCODINGS.get(name)
+    if row is not None:
+        return row
+    form = affine.affine_format(name)
+    if form is not None:
+        return affine.affine_encoding(form.bits, form.group_size, form.scale, zero_point=form.has_zero_point)
+    known = f"{', '.join(ENCODINGS)}, and affine ones such as int4_g32_f16 and int4_g128_f16_z"
+    raise UnsupportedError(f"unknown encoding {name!r}; known: {known}")
 
 
 def from_ggml_type(number: int) -> Encoding:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from nybble.checkpoint.checkpoint import Checkpoint
@@ -35,7 +34,7 @@ class CanonicalTensors(Mapping[str, Tensor]):
                 self._names[canonical] = name
 
     def __getitem__(self, name: str) -> Tensor:
-        return replace(self._tensors[self._names[name]], name=name)
+        return self._tensors[self._names[name]].changed(name=name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -1,0 +1,279 @@
+"""Group-wise affine integers: codes with a scale, and a zero point or none, for each group of a row.
+
+This is what AWQ, GPTQ, compressed-tensors and ONNX's ``MatMulNBits`` and ``DequantizeLinear`` mean,
+each with its own packing. Readers bring them all into one form whose groups lie one after another
+as GGUF's blocks do, so that rows can be cut, joined and permuted; writers pack it again. Nothing is
+rounded on the way.
+
+The rows are made on demand, as there is one for each width, group size and scale type:
+``int4_g32_f16`` is symmetric (zero point 8), ``int4_g32_f16_z`` has a zero point in each group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nybble.checkpoint.encodings.base import Bytes, Encoding, Floats
+from nybble.checkpoint.encodings.blocks import as_bytes, fields
+from nybble.checkpoint.encodings.plain import ROWS as PLAIN
+
+BITS = (2, 3, 4, 8)
+SCALES = {"f32": 4, "f16": 2, "bf16": 2}
+"""Types of scales, and their bytes."""
+MAX_GROUP = 1 << 20
+
+_NAME = re.compile(r"int([2348])_g([1-9][0-9]{0,6})_(f32|f16|bf16)(_z)?")
+_CHUNK = 1 << 20  # elements worked on at a time
+_PLAIN = {row.name: row for row in PLAIN}
+
+
+@dataclass(frozen=True)
+class AffineFormat:
+    """What the name of an affine encoding says."""
+
+    bits: int
+    group_size: int
+    """Elements that share a scale: the encoding's ``block_size``."""
+    scale: str
+    """``f32``, ``f16`` or ``bf16``."""
+    has_zero_point: bool
+    """One byte a group; without it the zero point is ``2 ** (bits - 1)``."""
+
+    @property
+    def name(self) -> str:
+        """As in the table of encodings."""
+        return f"int{self.bits}_g{self.group_size}_{self.scale}{'_z' if self.has_zero_point else ''}"
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a scale."""
+        return SCALES[self.scale]
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes before a group's codes."""
+        return self.scale_bytes + self.has_zero_point
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a group's codes."""
+        return self.group_size * self.bits // 8
+
+    @property
+    def middle(self) -> int:
+        """The zero point of symmetric codes."""
+        return int(2 ** (self.bits - 1))
+
+
+@dataclass(frozen=True)
+class AffineParts:
+    """An affine matrix taken apart.
+
+    ``codes`` uint8 (rows, columns), one code a byte; ``scales`` the scales' bits, uint8
+    (rows, groups, scale_bytes), so that no rounding can happen; ``zero_points`` uint8 (rows, groups)
+    or None when symmetric.
+    """
+
+    codes: Bytes
+    scales: Bytes
+    zero_points: Bytes | None
+
+
+def affine_format(name: str) -> AffineFormat | None:
+    """The format that an encoding's name spells, or None where it is no affine one."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    found = AffineFormat(int(match[1]), int(match[2]), match[3], match[4] is not None)
+    if found.group_size > MAX_GROUP or found.group_size * found.bits % 8:
+        return None
+    return found
+
+
+@lru_cache(maxsize=256)
+def affine_encoding(bits: int, group_size: int, scale: str = "f16", *, zero_point: bool = False) -> Encoding:
+    """The row of an affine encoding.
+
+    Args:
+        bits: 2, 3, 4 or 8.
+        group_size: elements of a row that share a scale.
+        scale: ``f32``, ``f16`` or ``bf16``.
+        zero_point: whether each group has its own.
+
+    Raises:
+        ValueError: there is no such encoding.
+    """
+    wanted = AffineFormat(bits, group_size, scale, zero_point)
+    if affine_format(wanted.name) != wanted:
+        raise ValueError(f"there is no encoding {wanted.name}: bits {BITS}, whole bytes a group, {SCALES}")
+    return Encoding(
+        name=wanted.name,
+        block_size=group_size,
+        block_bytes=wanted.header_bytes + wanted.code_bytes,
+        dequantize=_dequantizer(wanted),
+        quantize=_quantizer(wanted),
+        layout=_layout(wanted),
+        source="nybble; values as in https://github.com/microsoft/onnxruntime/blob/main/docs/"
+        "ContribOperators.md#com.microsoft.MatMulNBits",
+    )
+
+
+def split(data: Bytes, columns: int, form: AffineFormat) -> AffineParts:
+    """Takes encoded rows apart. ``data``: flat uint8 of whole rows with ``columns`` elements."""
+    groups = columns // form.group_size
+    size = form.header_bytes + form.code_bytes
+    blocks = as_bytes(form.name, data).reshape(data.size // (groups * size), groups, size)
+    return AffineParts(
+        codes=unpack(blocks[..., form.header_bytes :], form).reshape(len(blocks), columns),
+        scales=np.ascontiguousarray(blocks[..., : form.scale_bytes]),
+        zero_points=np.ascontiguousarray(blocks[..., form.scale_bytes]) if form.has_zero_point else None,
+    )
+
+
+def join(parts: AffineParts, form: AffineFormat) -> Bytes:
+    """Encoded rows of the parts: flat uint8, the reverse of ``split``."""
+    rows, columns = parts.codes.shape
+    groups = columns // form.group_size
+    if columns % form.group_size or parts.scales.shape != (rows, groups, form.scale_bytes):
+        raise ValueError(f"{form.name}: codes {parts.codes.shape} and scales {parts.scales.shape} do not fit")
+    out = np.empty((rows, groups, form.header_bytes + form.code_bytes), np.uint8)
+    out[..., : form.scale_bytes] = parts.scales
+    if form.has_zero_point:
+        if parts.zero_points is None or parts.zero_points.shape != (rows, groups):
+            raise ValueError(f"{form.name}: zero points of shape ({rows}, {groups}) are needed")
+        out[..., form.scale_bytes] = parts.zero_points
+    out[..., form.header_bytes :] = pack(parts.codes.reshape(rows, groups, form.group_size), form)
+    return out.reshape(-1)
+
+
+def pack(codes: Bytes, form: AffineFormat) -> Bytes:
+    """Codes (..., group_size), one a byte, as the bytes of a group (..., code_bytes)."""
+    if form.bits == 8:
+        return codes
+    if form.bits == 4:
+        halves = codes.reshape(*codes.shape[:-1], -1, 2, _half(form))
+        return (halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))).reshape(*codes.shape[:-1], -1)
+    bits = np.unpackbits(codes[..., None], axis=-1, count=form.bits, bitorder="little")
+    return np.packbits(bits.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def unpack(packed: Bytes, form: AffineFormat) -> Bytes:
+    """The reverse of ``pack``."""
+    if form.bits == 8:
+        return np.ascontiguousarray(packed)
+    if form.bits == 4:
+        halves = packed.reshape(*packed.shape[:-1], -1, 1, _half(form))
+        both = np.concatenate([halves & np.uint8(15), halves >> np.uint8(4)], axis=-2)
+        return both.reshape(*packed.shape[:-1], -1)
+    if form.bits == 2:
+        return fields(packed, 2)
+    bits = np.unpackbits(packed, axis=-1, bitorder="little").reshape(*packed.shape[:-1], -1, form.bits)
+    return np.packbits(bits, axis=-1, bitorder="little")[..., 0]
+
+
+def scale_values(scales: Bytes, form: AffineFormat) -> Floats:
+    """Bits of scales (..., scale_bytes) as float32 (...)."""
+    return _PLAIN[form.scale].dequantize(scales.reshape(-1)).reshape(scales.shape[:-1])
+
+
+def _half(form: AffineFormat) -> int:
+    """Nibbles lie as in GGUF's blocks: element i of 32 low, element i + 16 high in byte i."""
+    return 16 if form.group_size % 32 == 0 else 1
+
+
+def _dequantizer(form: AffineFormat) -> Callable[[Bytes], Floats]:
+    size = form.header_bytes + form.code_bytes
+    step = max(1, _CHUNK // form.group_size)
+
+    def dequantize(data: Bytes) -> Floats:
+        flat = as_bytes(form.name, data)
+        if flat.size % size:
+            raise ValueError(f"{form.name}: {flat.size} bytes are not a multiple of the block's {size} bytes")
+        blocks = flat.reshape(-1, size)
+        out = np.empty((len(blocks), form.group_size), np.float32)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(blocks), step):
+                part = blocks[start : start + step]
+                scale = scale_values(np.ascontiguousarray(part[:, : form.scale_bytes]), form)
+                codes = unpack(part[:, form.header_bytes :], form).astype(np.float32)
+                if form.has_zero_point:
+                    codes -= part[:, form.scale_bytes : form.header_bytes].astype(np.float32)
+                else:
+                    codes -= np.float32(form.middle)
+                out[start : start + step] = codes * scale[:, None]
+        return out.reshape(-1)
+
+    return dequantize
+
+
+def _quantizer(form: AffineFormat) -> Callable[[Floats], Bytes]:
+    """Round to nearest with the group's own range, as ``MatMulNBits``' quantizer in ONNX Runtime."""
+
+    def quantize(values: Floats) -> Bytes:
+        flat = np.asarray(values, np.float32).reshape(-1)
+        if flat.size % form.group_size:
+            raise ValueError(
+                f"{form.name}: {flat.size} elements are not a multiple of the block size {form.group_size}"
+            )
+        if not np.isfinite(flat).all():
+            bad = int(np.flatnonzero(~np.isfinite(flat))[0])
+            raise ValueError(
+                f"{form.name}: element {bad} is {flat[bad]}; only finite values can be quantized"
+            )
+        rows = flat.reshape(-1, form.group_size)
+        out = [quantize_groups(rows[i : i + _CHUNK], form) for i in range(0, len(rows), _CHUNK)]
+        return np.concatenate(out) if out else np.empty(0, np.uint8)
+
+    return quantize
+
+
+def quantize_groups(groups: Floats, form: AffineFormat) -> Bytes:
+    """Encoded groups of the values (n, group_size): flat uint8.
+
+    Symmetric: the value of largest magnitude gets code 0, so its side uses one step more. With zero
+    point: codes span the range from the smallest to the largest value, 0 included.
+    """
+    highest = 2**form.bits - 1
+    if form.has_zero_point:
+        low = np.minimum(groups.min(axis=1), np.float32(0))
+        scale = (np.maximum(groups.max(axis=1), np.float32(0)) - low) / np.float32(highest)
+    else:
+        place = np.abs(groups).argmax(axis=1)
+        scale = np.take_along_axis(groups, place[:, None], axis=1)[:, 0] / np.float32(-form.middle)
+    bits = _PLAIN[form.scale].quantize
+    assert bits is not None
+    stored = bits(scale).reshape(len(groups), form.scale_bytes)
+    scale = scale_values(stored, form)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"{form.name}: a scale does not fit in {form.scale}")
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)[:, None]
+    zero: npt.NDArray[Any]
+    if form.has_zero_point:
+        zero = np.clip(np.rint(-low * inverse[:, 0]), 0, highest)[:, None]
+    else:
+        zero = np.full((len(groups), 1), form.middle, np.float32)
+    codes = np.clip(np.rint(groups * inverse) + zero, 0, highest).astype(np.uint8)
+    points = zero.astype(np.uint8) if form.has_zero_point else None
+    return join(AffineParts(codes, stored[:, None, :], points), form)
+
+
+def _layout(form: AffineFormat) -> str:
+    head, end = form.header_bytes, form.header_bytes + form.code_bytes
+    zero = f" {form.scale_bytes} u8 zero point |" if form.has_zero_point else ""
+    order = {
+        8: "one code a byte",
+        4: f"nibbles: of each {2 * _half(form)} codes, code i low and code i + {_half(form)} high in byte i",
+    }.get(form.bits, f"codes of {form.bits} bits one after another, lowest bits first")
+    middle = "zero point" if form.has_zero_point else str(form.middle)
+    return f"""\
+ | 0 {form.scale} scale |{zero} {head} codes | {end}
+   {order}
+ value = (code - {middle}) * scale"""

@@ -1,0 +1,109 @@
+"""Group-wise affine integers: packing loses nothing, values are (code - zero point) * scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nybble.checkpoint.encodings import affine, encoding
+from nybble.errors import UnsupportedError
+
+FORMS = st.builds(
+    affine.AffineFormat,
+    bits=st.sampled_from(affine.BITS),
+    group_size=st.sampled_from([8, 16, 32, 64, 128, 96]),
+    scale=st.sampled_from(sorted(affine.SCALES)),
+    has_zero_point=st.booleans(),
+)
+
+
+def random_parts(form, rows, groups, seed):
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 2**form.bits, (rows, groups * form.group_size), dtype=np.uint8)
+    scales = random.integers(0, 256, (rows, groups, form.scale_bytes), dtype=np.uint8)
+    points = random.integers(0, 256, (rows, groups), dtype=np.uint8) if form.has_zero_point else None
+    return affine.AffineParts(codes, scales, points)
+
+
+@given(FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_parts_survive(form, rows, groups, seed):
+    parts = random_parts(form, rows, groups, seed)
+    data = affine.join(parts, form)
+    row = encoding(form.name)
+    assert data.dtype == np.uint8
+    assert data.shape == (row.nbytes(rows * groups * form.group_size),)
+    again = affine.split(data, groups * form.group_size, form)
+    np.testing.assert_array_equal(again.codes, parts.codes)
+    np.testing.assert_array_equal(again.scales, parts.scales)
+    if form.has_zero_point:
+        np.testing.assert_array_equal(again.zero_points, parts.zero_points)
+    else:
+        assert again.zero_points is None
+
+
+@given(FORMS, st.integers(0, 2**32 - 1))
+def test_values(form, seed):
+    parts = random_parts(form, 3, 2, seed)
+    scales = np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32)
+    bits = encoding(form.scale).quantize(scales).reshape(3, 2, form.scale_bytes)
+    data = affine.join(affine.AffineParts(parts.codes, bits, parts.zero_points), form)
+    stored = encoding(form.scale).dequantize(bits.reshape(-1)).reshape(3, 2)
+    points = np.float32(2 ** (form.bits - 1))
+    if parts.zero_points is not None:
+        points = parts.zero_points.astype(np.float32)
+    expected = parts.codes.reshape(3, 2, -1).astype(np.float32)
+    expected = (expected - np.broadcast_to(points, (3, 2))[..., None]) * stored[..., None]
+    np.testing.assert_array_equal(encoding(form.name).dequantize(data), expected.reshape(-1))
+
+
+def test_nibbles_lie_as_in_gguf():
+    values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    theirs = encoding("q4_0").quantize(values.reshape(-1)).reshape(-1, 18)
+    ours = encoding("int4_g32_f16").dequantize(theirs.reshape(-1))  # same bytes, same meaning
+    np.testing.assert_array_equal(ours, encoding("q4_0").dequantize(theirs.reshape(-1)))
+
+
+@given(FORMS, st.integers(0, 2**32 - 1))
+def test_quantized_values_are_near(form, seed):
+    values = np.random.default_rng(seed).normal(size=4 * form.group_size).astype(np.float32)
+    row = encoding(form.name)
+    data = row.quantize(values)
+    groups = values.reshape(4, -1)
+    step = affine.scale_values(affine.split(data, form.group_size, form).scales, form)
+    error = np.abs(row.dequantize(data).reshape(4, -1) - groups)
+    # Symmetric codes leave out one value on the far side; scales of few bits move the ends.
+    limit = np.abs(step) * (1.01 if form.scale != "bf16" else 1.6)
+    assert (error <= limit).all()
+
+
+def test_zeros_and_refusals():
+    row = encoding("int4_g32_f16_z")
+    assert not row.dequantize(row.quantize(np.zeros(64, np.float32))).any()
+    with pytest.raises(ValueError, match=r"element 3 is nan"):
+        row.quantize(np.array([0, 0, 0, np.nan] * 8, np.float32))
+    with pytest.raises(ValueError, match="does not fit in f16"):
+        row.quantize(np.full(32, 3e38, np.float32))
+    with pytest.raises(ValueError, match="not a multiple"):
+        row.quantize(np.zeros(33, np.float32))
+    with pytest.raises(ValueError, match="not a multiple"):
+        row.dequantize(np.zeros(17, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name", ["int5_g32_f16", "int4_g0_f16", "int4_g32_f64", "int3_g4_f16", "int4_g9999999_f16", "int4_g3_f16"]
+)
+def test_unknown_names(name):
+    assert affine.affine_format(name) is None
+    with pytest.raises(UnsupportedError, match="affine ones such as int4_g32_f16"):
+        encoding(name)
+
+
+def test_row():
+    row = encoding("int4_g128_f16_z")
+    assert (row.block_size, row.block_bytes, row.ggml_type) == (128, 67, None)
+    assert "zero point" in row.layout
+    assert affine.affine_encoding(4, 128, "f16", zero_point=True) is row
+    with pytest.raises(ValueError, match="no encoding int4_g3_f16"):
+        affine.affine_encoding(4, 3)
