@@ -16,6 +16,7 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ViewTuple = std::tuple<int32_t, int64_t>;
 using NormTuple = std::tuple<int32_t, float, float>;
 
@@ -80,6 +81,11 @@ void register_plan(nb::module_& module) {
              [](Plan& plan, const Floats& values) {
                  plan.vectors.push_back(to_vector(values));
                  return static_cast<int32_t>(plan.vectors.size()) - 1;
+             })
+        .def("add_permutation",
+             [](Plan& plan, const Indices& columns) {
+                 plan.permutations.emplace_back(columns.data(), columns.data() + columns.size());
+                 return static_cast<int32_t>(plan.permutations.size()) - 1;
              })
         .def("add_buffer",
              [](Plan& plan, int64_t width, bool selected) {
@@ -161,6 +167,10 @@ void register_plan(nb::module_& module) {
                  plan.ops.push_back({ElementwiseOp{ElementwiseKind::gated, view(gate), view(up), view(out),
                                                    width, 1, activation(kind)},
                                      selected});
+             })
+        .def("gather_columns",
+             [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width, int32_t permutation, bool selected) {
+                 plan.ops.push_back({GatherColumnsOp{view(in), view(out), width, permutation}, selected});
              })
         .def("select", [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width) {
             plan.ops.push_back({SelectOp{view(in), view(out), width}, true});

@@ -65,6 +65,8 @@ void Executor::walk(Worker& worker) {
                     attention(body, worker);
                 } else if constexpr (std::is_same_v<Body, ElementwiseOp>) {
                     elementwise(body, rows, worker);
+                } else if constexpr (std::is_same_v<Body, GatherColumnsOp>) {
+                    gather_columns(body, rows, worker);
                 } else {
                     select(body, worker);
                 }
@@ -172,6 +174,17 @@ void Executor::elementwise(const ElementwiseOp& op, int64_t rows, Worker& worker
             case ElementwiseKind::copy:
                 std::memmove(out, a, static_cast<size_t>(n) * sizeof(float));
                 break;
+        }
+    }
+}
+
+void Executor::gather_columns(const GatherColumnsOp& op, int64_t rows, Worker& worker) {
+    const int32_t* columns = session_.plan_.permutations[static_cast<size_t>(op.permutation)].data();
+    for (int64_t row = worker.index(); row < rows; row += worker.count()) {
+        const float* in = at(op.in, row);
+        float* out = at(op.out, row);
+        for (int64_t i = 0; i < op.width; ++i) {
+            out[i] = in[columns[i]];
         }
     }
 }

@@ -42,6 +42,7 @@ class Executor {
     void linear(const LinearOp& op, int64_t rows, Worker& worker);
     void attention(const AttentionOp& op, Worker& worker);
     void elementwise(const ElementwiseOp& op, int64_t rows, Worker& worker);
+    void gather_columns(const GatherColumnsOp& op, int64_t rows, Worker& worker);
     void select(const SelectOp& op, Worker& worker);
     void rope_tables(Worker& worker);
 

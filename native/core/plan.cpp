@@ -130,6 +130,19 @@ class Checker {
             view(op.b, op.width, "elementwise input");
         }
     }
+    void check(const GatherColumnsOp& op) const {
+        view(op.in, op.width, "gather input");
+        view(op.out, op.width, "gather output");
+        // A task reads all columns of the row that it writes.
+        require(op.in.buffer != op.out.buffer, "gather in place");
+        require(op.permutation >= 0 && op.permutation < static_cast<int32_t>(plan_.permutations.size()),
+                "unknown permutation");
+        const std::vector<int32_t>& columns = plan_.permutations[static_cast<size_t>(op.permutation)];
+        require(static_cast<int64_t>(columns.size()) == op.width, "permutation size");
+        for (const int32_t column : columns) {
+            require(column >= 0 && column < op.width, "permutation entry");
+        }
+    }
     void check(const SelectOp& op) const {
         view(op.in, op.width, "select input");
         view(op.out, op.width, "select output");

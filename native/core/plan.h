@@ -112,14 +112,22 @@ struct SelectOp {
     int64_t width = 0;
 };
 
+// Column i of the result is column permutations[permutation][i] of the input.
+struct GatherColumnsOp {
+    View in, out;
+    int64_t width = 0;
+    int32_t permutation = kNone;
+};
+
 struct Op {
-    std::variant<EmbeddingOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, SelectOp> body;
+    std::variant<EmbeddingOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, GatherColumnsOp, SelectOp> body;
     bool selected = false;  // works on the selected rows only
 };
 
 struct Plan {
     std::vector<Weight> weights;
     std::vector<std::vector<float>> vectors;
+    std::vector<std::vector<int32_t>> permutations;
     std::vector<int64_t> buffers;       // width of each, columns
     std::vector<bool> buffer_selected;  // holds selected rows only: usually one
     std::vector<Rope> ropes;

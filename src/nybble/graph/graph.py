@@ -9,8 +9,10 @@ checkpoint. No device and no quantization appears here. Meaning of every operato
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from nybble.checkpoint.config import RopeConfig
 from nybble.checkpoint.tensor import Tensor
@@ -57,6 +59,7 @@ class GraphBuilder:
         self._nodes: list[Node] = []
         self._values = 0
         self._layers = 0
+        self._gathered: dict[tuple[int, bytes], int] = {}
 
     # -- operators -----------------------------------------------------------------------------
 
@@ -136,6 +139,23 @@ class GraphBuilder:
             raise FormatError(f"gate has {gate.width} features and up has {up.width}")
         return self._add("gated_activation", (gate, up), gate.width, (), kind=kind)
 
+    def gather_columns(self, x: Value, name: str) -> Value:
+        """Columns of ``x`` in another order: column i of the result is column permutation[i] of ``x``.
+
+        ``name``: i32 tensor (width,) that holds every column once. Where the same columns of ``x``
+        were gathered before, that value is returned and the node gets one name more: the linears
+        after it then share their input.
+        """
+        columns = self._permutation(name, x.width)
+        key = (x.index, columns)
+        place = self._gathered.get(key)
+        if place is None:
+            self._gathered[key] = len(self._nodes)
+            return self._add("gather_columns", (x,), x.width, (name,))
+        node = self._nodes[place]
+        self._nodes[place] = replace(node, weights=(*node.weights, name))
+        return node.outputs[0]
+
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""
         if a.width != b.width:
@@ -201,6 +221,18 @@ class GraphBuilder:
         if len(shape) != 2 or min(shape) <= 0:
             raise FormatError(f"{name}: expected a matrix, found shape {shape}")
         return shape[0], shape[1]
+
+    def _permutation(self, name: str, size: int) -> bytes:
+        """The tensor's bytes; devices index with them unchecked."""
+        tensor = self._tensor(name)
+        if tensor.encoding.name != "i32" or tensor.shape != (size,):
+            raise FormatError(
+                f"{name}: expected i32 of shape ({size},), found {tensor.encoding.name} {tensor.shape}"
+            )
+        data = tensor.data.tobytes()
+        if not np.array_equal(np.sort(np.frombuffer(data, "<i4")), np.arange(size)):
+            raise FormatError(f"{name}: is no permutation of 0 .. {size - 1}")
+        return data
 
     def _vector(self, name: str, size: int) -> None:
         shape = self._tensor(name).shape

@@ -161,6 +161,11 @@ def split(x: Floats, widths: Sequence[int]) -> list[Floats]:
     return np.split(x, ends, axis=1)
 
 
+def gather_columns(x: Floats, columns: npt.NDArray[np.int32]) -> Floats:
+    """Column i of the result is column ``columns[i]`` of x; columns: (width,), each one once."""
+    return x[:, columns]
+
+
 def select_rows(x: Floats, rows: npt.NDArray[np.int64]) -> Floats:
     """The rows whose logits the batch asks for, in order."""
     return x[rows]

@@ -107,13 +107,21 @@ def logits(builder: GraphBuilder, config: ModelConfig, x: Value) -> Value:
     """Final norm and output projection: (rows asked for, vocab_size)."""
     x = norm(builder, config, x, "model.norm")
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    x = _expect(builder.linear(x, name), config.vocab_size, name)
+    x = _expect(_linear(builder, x, name), config.vocab_size, name)
     return builder.softcap(builder.scale(x, config.logit_scale), config.logit_softcap)
 
 
 def _projection(builder: GraphBuilder, x: Value, name: str, width: int, bias: bool) -> Value:
-    y = builder.linear(x, f"{name}.weight", f"{name}.bias" if bias else None)
+    y = _linear(builder, x, f"{name}.weight", f"{name}.bias" if bias else None)
     return _expect(y, width, f"{name}.weight")
+
+
+def _linear(builder: GraphBuilder, x: Value, weight: str, bias: str | None = None) -> Value:
+    """A linear whose weight's columns may lie in another order (GPTQ with act-order)."""
+    permutation = weight.removesuffix("weight") + "input_permutation"
+    if builder.has(permutation):
+        x = builder.gather_columns(x, permutation)
+    return builder.linear(x, weight, bias)
 
 
 def _expect(x: Value, width: int, name: str) -> Value:

@@ -15,6 +15,7 @@ from nybble.devices.cpu.steps import (
     AttentionStep,
     ElementwiseStep,
     EmbeddingStep,
+    GatherColumnsStep,
     LinearPart,
     LinearStep,
     NormStep,
@@ -112,6 +113,10 @@ class Fuser:
         x, y = node.inputs[0], node.outputs[0]
         self._selected.add(y.index)
         self._emit(SelectStep(self._place(x), self._place(y), x.width, selected=True), node)
+
+    def _gather_columns(self, node: Node) -> None:
+        x, out = node.inputs[0], node.outputs[0]
+        self._emit(GatherColumnsStep(node.weights[0], self._place(x), self._place(out), x.width), node)
 
     def _split(self, node: Node) -> None:
         base = self._place(node.inputs[0])

@@ -9,11 +9,13 @@ import numpy as np
 from nybble import _core
 from nybble.checkpoint.config import RopeConfig
 from nybble.checkpoint.tensor import Tensor
+from nybble.devices.cpu.affine_weights import native_weight
 from nybble.devices.cpu.fuse import OUTPUT, Fuser
 from nybble.devices.cpu.steps import (
     AttentionStep,
     ElementwiseStep,
     EmbeddingStep,
+    GatherColumnsStep,
     LinearStep,
     NormStep,
     NormWeights,
@@ -42,6 +44,7 @@ class Lowering:
         self.keep_alive: list[object] = []
         self._weights: dict[str, int] = {}
         self._vectors: dict[tuple[str, int], int] = {}
+        self._permutations: dict[str, int] = {}
         self._ropes: dict[RopeConfig, int] = {}
         self._groups: dict[tuple[int, int, int], tuple[int, dict[int, int]]] = {}
         self._buffers: list[int] = []
@@ -118,7 +121,7 @@ class Lowering:
     def _weight(self, name: str) -> int:
         index = self._weights.get(name)
         if index is None:
-            tensor = self._tensors[name]
+            tensor = native_weight(self._tensors[name])
             rows, columns = tensor.shape
             data = np.ascontiguousarray(tensor.data)
             self.keep_alive.append(data)
@@ -139,6 +142,13 @@ class Lowering:
             ]
             index = self.plan.add_vector(np.ascontiguousarray(values))
             self._vectors[name, offset] = index
+        return index
+
+    def _permutation(self, name: str) -> int:
+        index = self._permutations.get(name)
+        if index is None:
+            columns = np.ascontiguousarray(self._tensors[name].data).view("<i4")
+            index = self._permutations[name] = self.plan.add_permutation(columns)
         return index
 
     def _norm(self, norm: NormWeights | None) -> tuple[int, float, float]:
@@ -228,6 +238,9 @@ class Lowering:
                 self._norm(step.k_norm),
                 self._rope(step.rope),
             )
+        elif isinstance(step, GatherColumnsStep):
+            permutation = self._permutation(step.permutation)
+            plan.gather_columns(view(step.x), view(step.out), step.width, permutation, step.selected)
         elif isinstance(step, SelectStep):
             plan.select(view(step.x), view(step.out), step.width)
         elif isinstance(step, ElementwiseStep):

@@ -148,6 +148,22 @@ class ElementwiseStep(Step):
 
 
 @dataclass
+class GatherColumnsStep(Step):
+    """Columns in the order that a permutation gives."""
+
+    permutation: str
+    x: Place
+    out: Place
+    width: int
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
 class SelectStep(Step):
     """Gathers the rows whose logits are asked for."""
 

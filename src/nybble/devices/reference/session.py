@@ -122,7 +122,7 @@ class ReferenceSession:
         tokens = np.array([token for part in parts for token in part.run.tokens], np.int64)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             raise ValueError(f"token ids must be in 0 .. {self.vocab_size - 1}")
-        step = _Step(self._weight, parts, tokens, np.array(rows, np.int64))
+        step = _Step(self._weight, self._indices, parts, tokens, np.array(rows, np.int64))
         self._cancelled.clear()
         self._running = True
         try:
@@ -187,6 +187,9 @@ class ReferenceSession:
             weight = self._weights[name] = self._tensors[name].dequantize()
         return weight
 
+    def _indices(self, name: str) -> npt.NDArray[np.int32]:
+        return np.ascontiguousarray(self._tensors[name].data).view("<i4")
+
 
 class _Step:
     """The values of one forward call."""
@@ -194,12 +197,14 @@ class _Step:
     def __init__(
         self,
         weight: Callable[[str], Floats],
+        indices: Callable[[str], npt.NDArray[np.int32]],
         parts: Sequence[_Part],
         tokens: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
     ) -> None:
         self.values: dict[int, Floats] = {}
         self._weight = weight
+        self._indices = indices
         self._parts = parts
         self._tokens = tokens
         self._rows = rows
@@ -220,6 +225,9 @@ class _Step:
 
     def split(self, node: Node, inputs: list[Floats]) -> list[Floats]:
         return reference.split(inputs[0], [value.width for value in node.outputs])
+
+    def gather_columns(self, node: Node, inputs: list[Floats]) -> list[Floats]:
+        return [reference.gather_columns(inputs[0], self._indices(node.weights[0]))]
 
     def select_rows(self, node: Node, inputs: list[Floats]) -> list[Floats]:
         return [reference.select_rows(inputs[0], self._rows)]
@@ -259,11 +267,12 @@ class _Step:
 _SPECIAL: Mapping[str, Callable[[_Step, Node, list[Floats]], list[Floats]]] = {
     "embedding": _Step.embedding,
     "split": _Step.split,
+    "gather_columns": _Step.gather_columns,
     "select_rows": _Step.select_rows,
     "rotary": _Step.rotary,
     "attention": _Step.attention,
 }
-"""Operators that need the batch: tokens, positions, caches or the rows asked for."""
+"""Operators that need the batch (tokens, positions, caches, rows asked for) or no float weights."""
 
 _PLAIN = {
     "linear": "linear",
