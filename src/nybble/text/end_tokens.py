@@ -36,6 +36,8 @@ END_NAMES = (
 FILL_PAD_NAMES = ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")
 FILL_REPOSITORY_NAMES = ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")
 FILL_FILE_NAMES = ("<|file_sep|>",)
+# gpt-oss: structure that readers of the answer need, so it stays text.
+ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def end_tokens(ids: Mapping[str, int], given: Iterable[int | None]) -> frozenset[int]:

@@ -1,9 +1,8 @@
 """Tokenizers from GGUF metadata.
 
-The file gives a vocabulary, its scores or merges and a few switches; the rest (defaults, what a
-fragment between special tokens looks like) is llama.cpp's behaviour, which this reproduces:
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp. Keys:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer.
+The file gives a vocabulary, its scores or merges and a few switches; what a fragment between special
+tokens looks like is llama.cpp's behaviour, which this reproduces:
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp.
 """
 
 from __future__ import annotations
@@ -11,106 +10,21 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from nybble.errors import FormatError, UnsupportedError
-from nybble.text.end_tokens import (
-    FILL_FILE_NAMES,
-    FILL_PAD_NAMES,
-    FILL_REPOSITORY_NAMES,
-    end_tokens,
-    first_of,
-)
+from nybble.text.gguf_description import GGUFDescription, describe
 from nybble.text.gguf_models import FragmentEncoder, byte_pair, scored_byte_pair, unigram, word_piece
-from nybble.text.pretokenizers import PreTokenizer, pre_tokenizer
 from nybble.text.special import SpecialTokenSplitter
-from nybble.text.tokenizer import SpecialIds, Tokenizer
-from nybble.text.vocabulary import Spelling, TokenType, Vocabulary
+from nybble.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
-_PREFIX = "tokenizer.ggml."
-_MODELS = ("llama", "gpt2", "gemma4", "t5", "bert")
-# begin, end, unknown, separator and padding ids where the file gives none.
-_DEFAULT_IDS: dict[str, dict[str, int]] = {
-    "llama": {"bos": 1, "eos": 2, "unknown": 0},
-    "t5": {"eos": 1, "unknown": 2, "padding": 0},
-    "bert": {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0},
-}
-# Phi-3's tokens eat the white space after them, except these (its tokenizer.json; GGUF cannot say so).
-_PHI3_MARKS = ("<|user|>", "<|assistant|>", "<|end|>", "<|placeholder1|>")
-_PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
-# gpt-oss: structure that readers of the answer need, so it stays text.
-_ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-
-
-class _Metadata:
-    """Typed access to the keys ``tokenizer.ggml.*``."""
-
-    def __init__(self, metadata: Mapping[str, object]) -> None:
-        self._metadata = metadata
-
-    def text(self, key: str, default: str = "") -> str:
-        value = self._metadata.get(_PREFIX + key, default)
-        if not isinstance(value, str):
-            raise FormatError(f"{_PREFIX}{key} must be a string, not {type(value).__name__}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._metadata.get(_PREFIX + key)
-        return default if value is None else bool(value)
-
-    def token(self, key: str, size: int) -> int | None:
-        """A token id, or None when the key is absent or points outside the vocabulary."""
-        value = self._metadata.get(f"{_PREFIX}{key}_token_id")
-        if value is None:
-            return None
-        token_id = int(cast(int, value))
-        return token_id if 0 <= token_id < size else None
-
-    def strings(self, key: str) -> Sequence[str] | None:
-        """An array of strings; None when the key is absent."""
-        value = self._metadata.get(_PREFIX + key)
-        if value is None:
-            return None
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise FormatError(f"{_PREFIX}{key} must be an array of strings")
-        if not isinstance(next(iter(value), ""), str):
-            raise FormatError(f"{_PREFIX}{key} must be an array of strings")
-        return value
-
-    def numbers(self, key: str, dtype: npt.DTypeLike, size: int) -> npt.NDArray[Any] | None:
-        value = self._metadata.get(_PREFIX + key)
-        if value is None:
-            return None
-        try:
-            found = np.asarray(value if isinstance(value, np.ndarray) else list(cast(Any, value)), dtype)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise FormatError(f"{_PREFIX}{key} must be an array of numbers: {error}") from None
-        if found.ndim != 1 or len(found) < size:
-            raise FormatError(f"{_PREFIX}{key} has {found.size} entries for {size} tokens")
-        return found[:size]
-
-    def raw_bytes(self, key: str) -> bytes:
-        value = self._metadata.get(_PREFIX + key)
-        if value is None:
-            return b""
-        if isinstance(value, bytes):
-            return value
-        return np.asarray(list(cast(Any, value)), np.int64).astype(np.uint8).tobytes()
-
-    def get(self, key: str) -> object:
-        return self._metadata.get(key)
-
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Half a million short-lived tuples would start the collector hundreds of times."""
     enabled = gc.isenabled()
     gc.disable()
@@ -130,8 +44,8 @@ def build_gguf_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
     # Before the strings are there: modules between them would keep their memory from being freed.
     import tokenizers.models  # noqa: F401
 
-    with _no_garbage_collection():
-        tokenizer = _build(_Metadata(metadata))
+    with no_garbage_collection():
+        tokenizer = _build(describe(metadata))
     _give_back_memory()
     return tokenizer
 
@@ -144,184 +58,47 @@ def _give_back_memory() -> None:
             trim(0)
 
 
-def _build(data: _Metadata) -> Tokenizer:
-    model = data.text("model")
-    if model not in _MODELS:
-        if not model:
-            raise FormatError("the file has no tokenizer: tokenizer.ggml.model is missing")
-        raise UnsupportedError(f"unknown tokenizer model {model!r}; known: {', '.join(_MODELS)}")
-    texts = list(data.strings("tokens") or ())
-    if not texts:
-        raise FormatError("the file has no vocabulary: tokenizer.ggml.tokens is missing or empty")
-    if "" in texts:
-        texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
-    ids = {text: i for i, text in enumerate(texts)}
-    if len(ids) != len(texts):
-        twice = next(text for i, text in enumerate(texts) if ids[text] != i)
-        raise FormatError(f"token {twice!r} is twice in the vocabulary (tokenizer.ggml.tokens)")
-    types = _types(data, len(texts))
-
-    row = _pre_tokenizer(data, model)
-    byte_level = model == "gpt2" and row.byte_level
-    spelling: Spelling = "byte_level" if byte_level else "sentencepiece"
-    special = _special_ids(data, model, ids, types)
-    vocabulary = Vocabulary(texts, types, spelling)
-    space_prefix = data.flag("add_space_prefix", model == "llama")
-    if data.flag("treat_whitespace_as_suffix", False):
-        raise UnsupportedError("tokenizers that put the space behind the word are not supported")
-
-    runner, space_prefix = _runner(
-        data,
-        model,
-        row=row,
-        vocabulary=vocabulary,
-        ids=ids,
-        special=special,
-        space_prefix=space_prefix,
-    )
-    always, parsed = _splitters(data, model, vocabulary, ids)
+def _build(found: GGUFDescription) -> Tokenizer:
+    model, texts = found.model, found.vocabulary.texts
+    runner, space_prefix = _runner(found)
+    always = SpecialTokenSplitter(((texts[i], i) for i in found.user), found.strip_left, found.strip_right)
+    both = (*found.user, *found.steering)
+    parsed = SpecialTokenSplitter(((texts[i], i) for i in both), found.strip_left, found.strip_right)
     encoder = FragmentEncoder(
         runner,
         always,
         parsed,
-        space_mark=row.space_mark or model == "llama",
+        space_mark=found.row.space_mark or model == "llama",
         space_prefix=space_prefix and model == "llama",
     )
-    prefix, suffix = _around(data, model, row, special, len(texts))
-    vocabulary.pack()
-    strips_space = space_prefix or model == "bert"
-    return Tokenizer(vocabulary, encoder, special, prefix=prefix, suffix=suffix, space_prefix=strips_space)
-
-
-def _types(data: _Metadata, size: int) -> npt.NDArray[np.uint8]:
-    types = data.numbers("token_type", np.int64, size)
-    if types is None:
-        return np.full(size, TokenType.NORMAL, np.uint8)
-    known = (types >= 0) & (types <= max(TokenType))
-    return np.where(known, types, TokenType.UNDEFINED).astype(np.uint8)
-
-
-def _pre_tokenizer(data: _Metadata, model: str) -> PreTokenizer:
-    if model == "gemma4":
-        return pre_tokenizer("gemma4")
-    if model != "gpt2":
-        return PreTokenizer(())
-    return pre_tokenizer(data.text("pre") or "default")
-
-
-def _special_ids(
-    data: _Metadata, model: str, ids: dict[str, int], types: npt.NDArray[np.uint8]
-) -> SpecialIds:
-    """Special ids by key, default or name. Marks end tokens as control tokens in ``types``."""
-    size = len(types)
-
-    def token(name: str) -> int | None:
-        found = data.token(name, size)
-        if found is None:
-            found = _DEFAULT_IDS.get(model, {}).get(name)
-        return found if found is not None and found < size else None
-
-    bos = token("cls") if model == "bert" and data.token("bos", size) is None else None
-    bos = token("bos") if bos is None else bos
-    eos = token("eos")
-    fills = [
-        token(key) if token(key) is not None else first_of(ids, names)
-        for key, names in (
-            ("fim_pad", FILL_PAD_NAMES),
-            ("fim_rep", FILL_REPOSITORY_NAMES),
-            ("fim_sep", FILL_FILE_NAMES),
-        )
-    ]
-    # In vocabularies of web text "</s>" may be an ordinary word (HTML's end of strike-through).
-    marks = ids
-    if "</s>" in ids and types[ids["</s>"]] == TokenType.NORMAL:
-        marks = {name: i for name, i in ids.items() if name != "</s>"}
-    ends = end_tokens(marks, [eos, token("eot"), token("eom"), *fills])
-    types[[i for i in ends if types[i] != TokenType.UNKNOWN]] = TokenType.CONTROL
-    types[[ids[name] for name in _ALWAYS_TEXT if name in ids]] = TokenType.USER_DEFINED
-    return SpecialIds(bos, ends, token("unknown"), token("padding"), eos)
-
-
-def _around(
-    data: _Metadata, model: str, row: PreTokenizer, special: SpecialIds, size: int
-) -> tuple[list[int], list[int]]:
-    """The ids that go before and after a text."""
-    separator = data.token("seperator", size)
-    if separator is None:
-        separator = _DEFAULT_IDS.get(model, {}).get("seperator")
-    if model == "bert":
-        return [i for i in (special.bos,) if i is not None], [i for i in (separator,) if i is not None]
-    add_bos = data.flag("add_bos_token", model == "llama" or row.add_bos)
-    add_eos = data.flag("add_eos_token", model == "t5")
-    for wanted, found, name in ((add_bos, special.bos, "bos"), (add_eos, special.main_eos, "eos")):
-        if wanted and found is None:
-            raise FormatError(
-                f"the tokenizer wants a {name} token, but tokenizer.ggml.{name}_token_id is missing"
-            )
-    prefix = [cast(int, special.bos)] if add_bos else []
-    return prefix, [cast(int, special.main_eos)] if add_eos else []
-
-
-def _splitters(
-    data: _Metadata, model: str, vocabulary: Vocabulary, ids: dict[str, int]
-) -> tuple[SpecialTokenSplitter, SpecialTokenSplitter]:
-    """(for untrusted text, for text whose special tokens count)."""
-    texts, types = vocabulary.texts, vocabulary.types
-    user = vocabulary.of_type(TokenType.USER_DEFINED)
-    if model == "gemma4":
-        # Runs of newlines are tokens that no merge makes.
-        user += [i for text, i in ids.items() if not text.strip("\n") and types[i] == TokenType.NORMAL]
-    steering = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
-    right: frozenset[int] = frozenset()
-    name = str(data.get("general.name") or "").lower()
-    if model == "llama" and ("phi-3" in name or "phi3" in name or all(mark in ids for mark in _PHI3_MARKS)):
-        keep = {ids[text] for text in _PHI3_KEEP_SPACE if text in ids}
-        right = frozenset({*user, *steering} - keep)
-    pre = data.text("pre")
-    left = frozenset(
-        ids[mask]
-        for mask, names in (
-            ("<mask>", ("jina-v2-de", "jina-v2-es", "jina-v2-code")),
-            ("[MASK]", ("modern-bert",)),
-        )
-        if pre in names and mask in ids
+    found.vocabulary.pack()
+    return Tokenizer(
+        found.vocabulary,
+        encoder,
+        found.special,
+        prefix=found.prefix,
+        suffix=found.suffix,
+        space_prefix=space_prefix or model == "bert",
     )
-    always = SpecialTokenSplitter(((texts[i], i) for i in user), left, right)
-    both = SpecialTokenSplitter(((texts[i], i) for i in (*user, *steering)), left, right)
-    return always, both
 
 
-def _runner(
-    data: _Metadata,
-    model: str,
-    *,
-    row: PreTokenizer,
-    vocabulary: Vocabulary,
-    ids: dict[str, int],
-    special: SpecialIds,
-    space_prefix: bool,
-) -> tuple[tokenizers.Tokenizer, bool]:
+def _runner(found: GGUFDescription) -> tuple[tokenizers.Tokenizer, bool]:
     """The `tokenizers` pipeline for plain fragments, and whether it drops a space on decoding."""
-    size = len(vocabulary)
-    if model in ("gpt2", "gemma4"):
-        merges = data.strings("merges")
-        if merges is None:
-            raise FormatError("the file has no merges: tokenizer.ggml.merges is missing")
-        return byte_pair(vocabulary, ids, merges, row, special), False
-    if model == "bert":
-        lowercase = data.flag("normalizer.lowercase", True)
-        accents = data.flag("normalizer.strip_accents", lowercase)
-        return word_piece(vocabulary, special, lowercase=lowercase, strip_accents=accents), False
-    scores = data.numbers("scores", np.float32, size)
-    if scores is None:
-        raise FormatError("the file has no scores: tokenizer.ggml.scores is missing")
-    if np.isnan(scores).any():
-        raise FormatError("tokenizer.ggml.scores holds NaN")
-    if model == "llama":
-        return scored_byte_pair(vocabulary, ids, scores, special), space_prefix
-    merge_spaces = data.flag("remove_extra_whitespaces", False)
-    charsmap = data.raw_bytes("precompiled_charsmap")
+    vocabulary, special = found.vocabulary, found.special
+    if found.model in ("gpt2", "gemma4"):
+        return byte_pair(vocabulary, found.ids, found.merges(), found.row, special), False
+    if found.model == "bert":
+        runner = word_piece(vocabulary, special, lowercase=found.lowercase, strip_accents=found.strip_accents)
+        return runner, False
+    scores = found.scores()
+    if found.model == "llama":
+        return scored_byte_pair(vocabulary, found.ids, scores, special), found.space_prefix
     runner = unigram(
-        vocabulary, scores, special, charsmap=charsmap, merge_spaces=merge_spaces, space_prefix=space_prefix
+        vocabulary,
+        scores,
+        special,
+        charsmap=found.keys.raw_bytes("precompiled_charsmap"),
+        merge_spaces=found.merge_spaces,
+        space_prefix=found.space_prefix,
     )
-    return runner, space_prefix or merge_spaces
+    return runner, found.space_prefix or found.merge_spaces
