@@ -1,4 +1,5 @@
-// Encodings that kernels understand, by the names of nybble.checkpoint.encodings.
+// Encodings that kernels understand, by the names of nybble.checkpoint.encodings. Of the affine ones
+// (int4_g32_f32 and so on) only groups of 32; their zero points are at most 16 (max_zero_point).
 #pragma once
 
 #include <cstddef>
@@ -38,8 +39,16 @@ enum class Encoding : int32_t {
     nvfp4,
     q1_0,
     q2_0,
+    int4_g32_f32,
+    int4_g32_f16_z,
+    int4_g32_f32_z,
+    int8_g32_f32,
     count,
 };
+
+// The largest zero point of the 4-bit affine encodings here: AWQ's and ONNX's fit in 4 bits, GPTQ's is
+// one more.
+constexpr int max_zero_point = 16;
 
 struct EncodingInfo {
     const char* name;

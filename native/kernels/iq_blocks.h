@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/encoding.h"
+#include "kernels/affine_blocks.h"
 #include "kernels/blocks.h"
 #include "kernels/iq_grids.h"
 
@@ -242,6 +243,10 @@ NYBBLE_ALWAYS_INLINE void for_each_common_block(const Visit& visit) {
     visit(BlockIQ4NL{}, Encoding::iq4_nl);
     visit(BlockIQ4XS{}, Encoding::iq4_xs);
     visit(BlockMXFP4{}, Encoding::mxfp4);
+    visit(BlockInt4F32{}, Encoding::int4_g32_f32);
+    visit(BlockInt4F16Z{}, Encoding::int4_g32_f16_z);
+    visit(BlockInt4F32Z{}, Encoding::int4_g32_f32_z);
+    visit(BlockInt8F32{}, Encoding::int8_g32_f32);
 }
 
 // The same for the others, none of which has a minimum.

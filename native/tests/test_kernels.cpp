@@ -87,6 +87,9 @@ std::vector<int> half_positions(Encoding encoding) {
             return {52};
         case Encoding::tq2_0:
             return {64};
+        case Encoding::int4_g32_f32:
+        case Encoding::int4_g32_f32_z:
+        case Encoding::int8_g32_f32:
         case Encoding::mxfp4:
         case Encoding::nvfp4:
         case Encoding::q8_k:
@@ -122,6 +125,15 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
                 static_cast<uint16_t>((random_bits() & 0x83ff) | 0x2000 | (random_bits() & 0x0c00));
             std::memcpy(block + position, &half, 2);
         }
+        if (encoding == Encoding::int4_g32_f32 || encoding == Encoding::int4_g32_f32_z ||
+            encoding == Encoding::int8_g32_f32) {
+            const float scale = static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) * 1e-3f;
+            std::memcpy(block, &scale, 4);
+        }
+        if (encoding == Encoding::int4_g32_f32_z)
+            block[4] = static_cast<uint8_t>(block[4] % (max_zero_point + 1));
+        if (encoding == Encoding::int4_g32_f16_z)
+            block[2] = static_cast<uint8_t>(block[2] % (max_zero_point + 1));
         if (encoding == Encoding::mxfp4) block[0] = static_cast<uint8_t>(110 + random_bits() % 16);
         if (encoding == Encoding::nvfp4) {
             for (int g = 0; g < 4; ++g) block[g] = static_cast<uint8_t>(block[g] & 0x3f);

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nybble.checkpoint.encodings import ENCODINGS
+from nybble.checkpoint.encodings import ENCODINGS, encoding
 
 _core = pytest.importorskip("nybble._core")
 
@@ -20,10 +20,14 @@ SCALES = {
     "q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2),
     "q6_k": (208,), "tq1_0": (52,), "tq2_0": (64,),
 }  # fmt: skip
-NO_HALF_SCALE = ("f32", "bf16", "q8_k", "iq1_m", "mxfp4", "nvfp4")
+NO_HALF_SCALE = (
+    "f32", "bf16", "q8_k", "iq1_m", "mxfp4", "nvfp4", "int4_g32_f32", "int4_g32_f32_z", "int8_g32_f32",
+)  # fmt: skip
+AFFINE = ("int4_g32_f32", "int4_g32_f16_z", "int4_g32_f32_z", "int8_g32_f32")
+ZERO_POINTS = {"int4_g32_f16_z": 2, "int4_g32_f32_z": 4}
 INTEGER_DOT = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
-    "iq4_nl", "iq4_xs", "mxfp4",
+    "iq4_nl", "iq4_xs", "mxfp4", *AFFINE,
 )  # fmt: skip
 
 
@@ -35,13 +39,15 @@ def _native(name: str) -> bool:
     return True
 
 
-NAMES = [name for name in ENCODINGS if _native(name)]
+NAMES = [name for name in (*ENCODINGS, *AFFINE) if _native(name)]
 
 
 def random_blocks(name: str, count: int, moderate: bool) -> npt.NDArray[np.uint8]:
     """Random bytes (count, block_bytes); `moderate` makes scales finite, about 0.01 to 1."""
     rng = np.random.default_rng(len(name) + count)
-    blocks = rng.integers(0, 256, (count, ENCODINGS[name].block_bytes), dtype=np.uint8)
+    blocks = rng.integers(0, 256, (count, encoding(name).block_bytes), dtype=np.uint8)
+    if name in ZERO_POINTS:
+        blocks[:, ZERO_POINTS[name]] %= 17  # the kernels' limit, checked when a model is loaded
     if not moderate:
         return blocks
     if name == "f32":
@@ -50,6 +56,8 @@ def random_blocks(name: str, count: int, moderate: bool) -> npt.NDArray[np.uint8
         blocks[:, 1] = 0x3E
     elif name == "q8_k":
         blocks[:, :4] = np.float32(0.01).reshape(1).view(np.uint8)
+    elif name in AFFINE and name in NO_HALF_SCALE:
+        blocks[:, :4] = rng.uniform(0.01, 1.0, (count, 1)).astype("<f4").view(np.uint8)
     elif name == "mxfp4":
         blocks[:, 0] = rng.integers(115, 125, count)
     elif name == "nvfp4":
@@ -77,7 +85,7 @@ def test_the_native_core_knows_the_encodings() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_dequantize_equals_the_definition_to_the_last_bit(name: str, level: str) -> None:
-    row = ENCODINGS[name]
+    row = encoding(name)
     for moderate in (True, False):
         blocks = random_blocks(name, 37, moderate)
         with np.errstate(all="ignore"):
@@ -94,7 +102,7 @@ def test_dequantize_equals_the_definition_to_the_last_bit(name: str, level: str)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_products_against_numpy(name: str, level: str) -> None:
-    row = ENCODINGS[name]
+    row = encoding(name)
     columns = 512 + (96 if row.block_size <= 32 else 256)
     rows, m = 7, 5
     blocks = random_blocks(name, rows * columns // row.block_size, True)

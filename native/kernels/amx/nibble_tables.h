@@ -5,7 +5,7 @@
 // register, and a bit of the index tells them apart.
 #pragma once
 
-#include "kernels/avx2/dequantize.h"
+#include "kernels/avx512/outputs.h"
 #include "kernels/avx512_vnni/strided.h"
 
 namespace nybble {
@@ -16,6 +16,14 @@ NYBBLE_ALWAYS_INLINE __m512i two_tables(__m512 first, __m512 second) {
     __m512i bits;
     memcpy(&bits, &rounded, sizeof bits);
     return bits;
+}
+
+// The same in integer arithmetic: the conversion instruction takes subnormal numbers for zero, and
+// float32 scales can make some.
+NYBBLE_ALWAYS_INLINE __m512i two_exact_tables(__m512 first, __m512 second) {
+    alignas(64) uint16_t rounded[32];
+    Avx512StoreBf16::store(rounded, first, second);
+    return _mm512_load_si512(rounded);
 }
 
 // 32 words whose low nibbles are codes, looked up in the first or second table.
@@ -78,6 +86,44 @@ NYBBLE_NOINLINE void table_bf16_q4_1(const uint8_t* blocks, uint16_t* out, int64
 
 NYBBLE_NOINLINE void table_bf16_iq4_nl(const uint8_t* blocks, uint16_t* out, int64_t n) {
     table_bf16<18, 2, false>(blocks, out, n, levels_from(grids::kvalues_iq4nl));
+}
+
+// Affine encodings: the scale's four bytes, or two, and perhaps a zero point after them.
+template <int bytes, bool half_scale, bool has_zero_point>
+NYBBLE_ALWAYS_INLINE void table_bf16_affine(const uint8_t* block, uint16_t* out, int64_t n) {
+    constexpr int scale_bytes = half_scale ? 2 : 4;
+    constexpr int packed = scale_bytes + (has_zero_point ? 1 : 0);
+    const __m512 levels = levels_counting_from(has_zero_point ? 0 : -8);
+    const auto table = [&](const uint8_t* p) {
+        const __m512 scale = _mm512_set1_ps(half_scale ? hardware_f16(p) : read_f32(p));
+        if (!has_zero_point) return _mm512_mul_ps(scale, levels);
+        return _mm512_mul_ps(scale,
+                             _mm512_sub_ps(levels, _mm512_set1_ps(static_cast<float>(p[scale_bytes]))));
+    };
+    for (; n >= 64; n -= 64, block += 2 * bytes, out += 64) {
+        const __m512 first = table(block);
+        const __m512 second = table(block + bytes);
+        const __m512i tables = half_scale ? two_tables(first, second) : two_exact_tables(first, second);
+        look_up(words_of_16(block + packed), tables, false, out);
+        look_up(words_of_16(block + bytes + packed), tables, true, out + 32);
+    }
+    if (n > 0) {
+        const __m512 only = table(block);
+        const __m512i tables = half_scale ? two_tables(only, only) : two_exact_tables(only, only);
+        look_up(words_of_16(block + packed), tables, false, out);
+    }
+}
+
+NYBBLE_NOINLINE void table_bf16_int4_g32_f32(const uint8_t* blocks, uint16_t* out, int64_t n) {
+    table_bf16_affine<20, false, false>(blocks, out, n);
+}
+
+NYBBLE_NOINLINE void table_bf16_int4_g32_f16_z(const uint8_t* blocks, uint16_t* out, int64_t n) {
+    table_bf16_affine<19, true, true>(blocks, out, n);
+}
+
+NYBBLE_NOINLINE void table_bf16_int4_g32_f32_z(const uint8_t* blocks, uint16_t* out, int64_t n) {
+    table_bf16_affine<21, false, true>(blocks, out, n);
 }
 
 NYBBLE_NOINLINE void table_bf16_q4_k(const uint8_t* block, uint16_t* out, int64_t n) {

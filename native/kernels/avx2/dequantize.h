@@ -12,6 +12,7 @@
 #pragma once
 
 #include "core/encoding.h"
+#include "kernels/affine_blocks.h"
 #include "kernels/blocks.h"
 #include "kernels/intrinsics.h"
 #include "kernels/iq_grids.h"
@@ -291,6 +292,35 @@ struct VectorMXFP4 {
     }
 };
 
+struct VectorInt4F32 : BlockInt4F32 {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        output.put(_mm256_sub_epi8(nibbles_32(block + 4), bytes_of(8)), read_f32(block), at);
+    }
+};
+
+struct VectorInt4F16Z : BlockInt4F16Z {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        const float d = hardware_f16(block);
+        output.put(_mm256_sub_epi8(nibbles_32(block + 3), bytes_of(block[2])), d, at);
+    }
+};
+
+struct VectorInt4F32Z : BlockInt4F32Z {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        output.put(_mm256_sub_epi8(nibbles_32(block + 5), bytes_of(block[4])), read_f32(block), at);
+    }
+};
+
+struct VectorInt8F32 : BlockInt8F32 {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        output.put(_mm256_xor_si256(load_32(block + 4), bytes_of(128)), read_f32(block), at);
+    }
+};
+
 // Calls visit(Vector{}, encoding) for the encodings above.
 template <typename Visit>
 NYBBLE_ALWAYS_INLINE void for_each_vector_block(const Visit& visit) {
@@ -307,6 +337,10 @@ NYBBLE_ALWAYS_INLINE void for_each_vector_block(const Visit& visit) {
     visit(VectorIQ4NL{}, Encoding::iq4_nl);
     visit(VectorIQ4XS{}, Encoding::iq4_xs);
     visit(VectorMXFP4{}, Encoding::mxfp4);
+    visit(VectorInt4F32{}, Encoding::int4_g32_f32);
+    visit(VectorInt4F16Z{}, Encoding::int4_g32_f16_z);
+    visit(VectorInt4F32Z{}, Encoding::int4_g32_f32_z);
+    visit(VectorInt8F32{}, Encoding::int8_g32_f32);
 }
 
 template <typename Vector, typename Output>

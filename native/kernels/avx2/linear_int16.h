@@ -39,6 +39,12 @@ template <>
 constexpr bool small_weights<VectorQ6K> = true;
 template <>
 constexpr bool small_weights<VectorMXFP4> = true;
+template <>
+constexpr bool small_weights<VectorInt4F32> = true;
+template <>
+constexpr bool small_weights<VectorInt4F16Z> = true;
+template <>
+constexpr bool small_weights<VectorInt4F32Z> = true;
 
 // 32 activations, their values in the order of unpacked bytes: 0-7, 16-23, 8-15, 24-31.
 struct alignas(32) WideBlock {

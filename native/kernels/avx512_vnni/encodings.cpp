@@ -20,7 +20,11 @@ EncodingKernelTable make_table() {
     set<NibbleKernel<NibblesQ4_1>>(table[Encoding::q4_1]);
     set<NibbleKernel<NibblesQ5_0>>(table[Encoding::q5_0]);
     set<NibbleKernel<NibblesQ5_1>>(table[Encoding::q5_1]);
-    set<KernelQ8_0>(table[Encoding::q8_0]);
+    set<ByteKernel<BytesQ8_0>>(table[Encoding::q8_0]);
+    set<ByteKernel<BytesInt8F32>>(table[Encoding::int8_g32_f32]);
+    set<NibbleKernel<NibblesInt4F32>>(table[Encoding::int4_g32_f32]);
+    set<NibbleKernel<NibblesInt4F16Z>>(table[Encoding::int4_g32_f16_z]);
+    set<NibbleKernel<NibblesInt4F32Z>>(table[Encoding::int4_g32_f32_z]);
     set<SuperKernel<SuperQ2K>>(table[Encoding::q2_k]);
     set<SuperKernel<SuperQ3K>>(table[Encoding::q3_k]);
     set<SuperKernel<SuperQ4K>>(table[Encoding::q4_k]);

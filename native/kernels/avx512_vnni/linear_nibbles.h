@@ -1,5 +1,5 @@
 // Integer dot products of the encodings with 32 elements a block and nibbles in 16 bytes: q4_0,
-// q4_1, q5_0, q5_1, iq4_nl, mxfp4.
+// q4_1, q5_0, q5_1, iq4_nl, mxfp4, and affine ones with groups of 32.
 //
 // Four blocks (128 weights) go together. Their 64 bytes of nibbles fill one register, 16 bytes a
 // block, so the low nibbles are the first halves of the four blocks and the high ones the second
@@ -19,7 +19,11 @@
 namespace nybble {
 namespace {
 
+// Where a block has a zero point.
+enum ZeroPointPlace { no_zero_point, third_byte, fifth_byte };
+
 // `Format` gives: bytes of a block, `packed` = where its nibbles start, offset, has_minimum,
+// zero_point_at (no_zero_point, third_byte or fifth_byte),
 // weights(low or high nibbles) -> unsigned bytes, fifth bits, and the scales of 16 blocks.
 template <typename Format>
 struct NibbleKernel {
@@ -40,7 +44,9 @@ struct NibbleKernel {
     static constexpr bool offset_in_floats =
         !Format::has_minimum && Format::offset != 0 && Format::offset <= 16;
     static constexpr bool offset_in_integers = Format::offset != 0 && !offset_in_floats;
-    static constexpr bool uses_sums = Format::has_minimum || offset_in_floats;
+    static constexpr bool whole_words = Format::zero_point_at != no_zero_point;
+    static constexpr bool uses_sums =
+        Format::has_minimum || offset_in_floats || Format::zero_point_at != no_zero_point;
 
     // `count` blocks from block b on.
     template <int R, int M, int P, bool all>
@@ -56,11 +62,15 @@ struct NibbleKernel {
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * Format::bytes;
-            const __m512i words = Strided<Format::bytes>::template load<all>(row, count);
+            const __m512i words = whole_words ? Strided<Format::bytes>::template load_whole<all>(row, count)
+                                              : Strided<Format::bytes>::template load<all>(row, count);
             const __m512 scale = Format::scales(words);
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
             if (uses_sums) {
-                const __m512 minimum = minima(words, scale);
+                const __m512i second = Format::zero_point_at == fifth_byte
+                                           ? Strided<Format::bytes>::template load<all>(row + 4, count)
+                                           : words;
+                const __m512 minimum = minima(words, second, scale);
                 for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);
             }
         }
@@ -82,18 +92,12 @@ struct NibbleKernel {
     static NYBBLE_ALWAYS_INLINE void tail(const uint8_t* weight, size_t stride, const Activations& x,
                                           int64_t b, int64_t count, __m512 (&sums)[R][M]) {
         static_assert(R <= 4);
-        __m128i parts[4];
-        for (int r = 0; r < 4; ++r) {
-            parts[r] = r < R
-                           ? first_words(weight + static_cast<size_t>(r) * stride + b * Format::bytes, count)
-                           : _mm_setzero_si128();
-        }
-        __m512i words = _mm512_castsi128_si512(parts[0]);
-        words = _mm512_inserti32x4(words, parts[1], 1);
-        words = _mm512_inserti32x4(words, parts[2], 2);
-        words = _mm512_inserti32x4(words, parts[3], 3);
+        const __m512i words = first_words_of<R>(weight + b * Format::bytes, stride, count);
         const __m512 scale = Format::scales(words);
-        const __m512 minimum = minima(words, scale);
+        const __m512i second = Format::zero_point_at == fifth_byte
+                                   ? first_words_of<R>(weight + b * Format::bytes + 4, stride, count)
+                                   : words;
+        const __m512 minimum = minima(words, second, scale);
         const __mmask8 present = static_cast<__mmask8>((1 << count) - 1);
         __m512 scales[1][M];
         for (int j = 0; j < M; ++j) {
@@ -114,6 +118,20 @@ struct NibbleKernel {
         }
     }
 
+    // The first four bytes of 1 to 4 blocks of each of R rows, 4 lanes a row, zeros elsewhere.
+    template <int R>
+    static NYBBLE_ALWAYS_INLINE __m512i first_words_of(const uint8_t* blocks, size_t stride, int64_t count) {
+        __m128i parts[4];
+        for (int r = 0; r < 4; ++r) {
+            parts[r] =
+                r < R ? first_words(blocks + static_cast<size_t>(r) * stride, count) : _mm_setzero_si128();
+        }
+        __m512i words = _mm512_castsi128_si512(parts[0]);
+        words = _mm512_inserti32x4(words, parts[1], 1);
+        words = _mm512_inserti32x4(words, parts[2], 2);
+        return _mm512_inserti32x4(words, parts[3], 3);
+    }
+
     // The first four bytes of each of 1 to 4 blocks, then zeros.
     static NYBBLE_ALWAYS_INLINE __m128i first_words(const uint8_t* blocks, int64_t count) {
         int32_t words[4] = {0, 0, 0, 0};
@@ -130,7 +148,13 @@ struct NibbleKernel {
         return _mm512_maskz_permutexvar_ps(0xf, index, v);
     }
 
-    static NYBBLE_ALWAYS_INLINE __m512 minima(__m512i words, __m512 scale) {
+    // `second` holds the four bytes after the first four where the zero point is there.
+    static NYBBLE_ALWAYS_INLINE __m512 minima(__m512i words, __m512i second, __m512 scale) {
+        if (Format::zero_point_at != no_zero_point) {
+            const __m512i bytes = Format::zero_point_at == fifth_byte ? second : _mm512_srli_epi32(words, 16);
+            const __m512 points = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(0xff)));
+            return _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(scale, points));
+        }
         return offset_in_floats ? _mm512_mul_ps(scale, _mm512_set1_ps(-static_cast<float>(Format::offset)))
                                 : floats_from_low_f16(_mm512_srli_epi32(words, 16));
     }
@@ -217,6 +241,7 @@ struct NibbleKernel {
 };
 
 struct PlainNibbles {
+    static constexpr ZeroPointPlace zero_point_at = no_zero_point;
     template <bool all>
     static NYBBLE_ALWAYS_INLINE void finish(const uint8_t*, int64_t, __m512i&, __m512i&) {}
     static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return floats_from_low_f16(words); }
@@ -235,6 +260,7 @@ struct NibblesQ4_1 : PlainNibbles {
 // Fifth bits: the first halves of four blocks make one mask of 64 bits, the second halves another.
 template <int high_bits, int block_bytes>
 struct FiveBits {
+    static constexpr ZeroPointPlace zero_point_at = no_zero_point;
     template <bool all>
     static NYBBLE_ALWAYS_INLINE void finish(const uint8_t* row, int64_t count, __m512i& low, __m512i& high) {
         const __m512i sixteen = _mm512_set1_epi8(16);
@@ -280,6 +306,7 @@ struct NibblesIQ4NL : PlainNibbles {
 };
 
 struct NibblesMXFP4 {
+    static constexpr ZeroPointPlace zero_point_at = no_zero_point;
     static constexpr int bytes = 17, packed = 1, offset = 12;
     static constexpr bool has_minimum = false;
     template <bool all>
@@ -296,6 +323,26 @@ struct NibblesMXFP4 {
         const __mmask16 small = _mm512_cmple_epu32_mask(e, one);
         return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, small, subnormal));
     }
+};
+
+// Affine encodings; scales are float32 or float16.
+struct NibblesInt4F32 : PlainNibbles {
+    static constexpr int bytes = 20, packed = 4, offset = 8;
+    static constexpr bool has_minimum = false;
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return _mm512_castsi512_ps(words); }
+};
+
+struct NibblesInt4F16Z : PlainNibbles {
+    static constexpr int bytes = 19, packed = 3, offset = 0;
+    static constexpr bool has_minimum = false;
+    static constexpr ZeroPointPlace zero_point_at = third_byte;
+};
+
+struct NibblesInt4F32Z : PlainNibbles {
+    static constexpr int bytes = 21, packed = 5, offset = 0;
+    static constexpr bool has_minimum = false;
+    static constexpr ZeroPointPlace zero_point_at = fifth_byte;
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return _mm512_castsi512_ps(words); }
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
-// Integer dot products of q8_0: two blocks (64 weights) a register.
+// Integer dot products of the encodings with 32 weights of a byte in a block, q8_0 and int8_g32_f32:
+// two blocks (64 weights) a register.
 //
-// Weights are made unsigned by adding 128 (flipping the top bit); the product starts from -128 times
-// the sum of the activations, so it is exact.
+// Signed weights are made unsigned by adding 128 (flipping the top bit); the product starts from -128
+// times the sum of the activations, so it is exact.
 #pragma once
 
 #include "kernels/avx512_vnni/rows.h"
@@ -10,8 +11,23 @@
 namespace nybble {
 namespace {
 
-struct KernelQ8_0 {
-    static constexpr int bytes = 34;
+struct BytesQ8_0 {
+    static constexpr int bytes = 34, codes = 2;
+    static constexpr bool is_signed = true;
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return floats_from_low_f16(words); }
+};
+
+struct BytesInt8F32 {
+    static constexpr int bytes = 36, codes = 4;
+    static constexpr bool is_signed = false;
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return _mm512_castsi512_ps(words); }
+};
+
+// `Format` gives: bytes of a block, `codes` = where its weights start, whether they are signed, and
+// the scales of 16 blocks from their first words.
+template <typename Format>
+struct ByteKernel {
+    static constexpr int bytes = Format::bytes;
 
     template <int R, int M, int P>
     static NYBBLE_ALWAYS_INLINE void accumulate(const uint8_t* weight, size_t stride, const Activations& x,
@@ -34,7 +50,7 @@ struct KernelQ8_0 {
         }
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = weight + static_cast<size_t>(r) * stride + b * bytes;
-            const __m512 scale = floats_from_low_f16(Strided<bytes>::load<all>(row, count));
+            const __m512 scale = Format::scales(Strided<bytes>::template load<all>(row, count));
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
         }
         __m512i lanes = lanes_by_eight();
@@ -68,11 +84,11 @@ struct KernelQ8_0 {
         for (int r = 0; r < R; ++r) {
             const uint8_t* row = blocks + static_cast<size_t>(r) * stride;
             prefetch(row + prefetch_distance<R>(stride));
-            const __m256i first = load_32(row + 2);
-            const __m512i both =
-                all ? _mm512_inserti64x4(_mm512_castsi256_si512(first), load_32(row + bytes + 2), 1)
-                    : _mm512_zextsi256_si512(first);
-            const __m512i w = _mm512_xor_si512(both, top);
+            const __m256i first = load_32(row + Format::codes);
+            const __m512i both = all ? _mm512_inserti64x4(_mm512_castsi256_si512(first),
+                                                          load_32(row + bytes + Format::codes), 1)
+                                     : _mm512_zextsi256_si512(first);
+            const __m512i w = Format::is_signed ? _mm512_xor_si512(both, top) : both;
             for (int j = 0; j < M; ++j) {
                 __m512i product = _mm512_dpbusd_epi32(start[j], w, v[j][0]);
                 if (P == 2) {

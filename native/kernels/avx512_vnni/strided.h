@@ -61,6 +61,17 @@ struct Strided {
         if (stride % 4) words = _mm512_srlv_epi32(words, _mm512_load_si512(tables.shift));
         return words;
     }
+
+    // All four bytes, whatever the stride is: a real gather where the above cannot give them.
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE __m512i load_whole(const uint8_t* blocks, int64_t count) {
+        if (stride % 4 == 0) return load<all>(blocks, count);
+        const __m512i places =
+            _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                               _mm512_set1_epi32(stride));
+        const __mmask16 present = static_cast<__mmask16>(all ? 0xffff : (1 << count) - 1);
+        return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), present, places, blocks, 1);
+    }
 };
 
 }  // namespace
