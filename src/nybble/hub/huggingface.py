@@ -21,6 +21,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Encodings in the order in which one is chosen when the user names none: four bits first.
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q4_K_S", "Q4_K", "Q4_1", "Q4", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q6_K", "Q8_0")
 
+_SAFETENSORS = (".safetensors", ".safetensors.index.json")
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
+# What a Hugging Face folder has beside its weights, as far as nybble reads it.
+_BESIDE = re.compile(
+    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|chat_template"
+    r"|quantize_config|quant_config)\.json|tokenizer\.model|chat_template\.jinja"
+    r"|additional_chat_templates/[^/]+\.jinja"
+)
+
 
 @dataclass(frozen=True)
 class _RemoteFile:
@@ -46,13 +55,16 @@ def fetch(
         DownloadError: no network, no permission, or a damaged download.
     """
     hub = _Hub(reference)
-    first = reference.file or choose(hub.list_files(), reference.source)
-    parent, slash, name = first.rpartition("/")
+    listed = None if reference.file else hub.list_files()
+    first = reference.file or choose(listed or [], reference.source)
+    if first.endswith(_SAFETENSORS):
+        paths = safetensors_files(hub.list_files() if listed is None else listed, first)
+    else:
+        parent, slash, name = first.rpartition("/")
+        paths = [f"{parent}{slash}{part}" for part in split_parts(name)]
     files: list[CachedFile] = []
     commit = None
-    parts = split_parts(name)
-    for part in parts:
-        path = f"{parent}{slash}{part}"
+    for path in paths:
         remote = hub.locate(path, revision=commit)
         commit = remote.commit
         target = folder / check_relative_path(path)
@@ -61,15 +73,15 @@ def fetch(
                 remote.url,
                 target,
                 size=remote.size,
-                sha256=(sha256 if len(parts) == 1 else None) or remote.sha256,
+                sha256=(sha256 if len(paths) == 1 else None) or remote.sha256,
                 headers=hub.headers(),
                 progress=progress,
             )
         except Refused as error:
             raise DownloadError(hub.refusal(str(error))) from error
         files.append(CachedFile(path, got.size, got.sha256))
-    named = HubReference(reference.owner, reference.repo, first, reference.revision)
-    requested = () if reference.file else (reference.source,)
+    named = HubReference(reference.owner, reference.repo, paths[0], reference.revision)
+    requested = (reference.source,) if reference.file != paths[0] else ()
     return Manifest(source=named.source, files=tuple(files), requested=requested, revision=commit)
 
 
@@ -155,7 +167,8 @@ class _Hub:
 
 
 def choose(files: list[str], source: str) -> str:
-    """The GGUF file to take from a repository when the user names none (of a split one, the first part).
+    """The model to take from a repository when the user names no file: its GGUF file (of a split one, the
+    first part), or its safetensors (of several, their index) where it has no GGUF file.
 
     Raises:
         NotFoundError: there is none, or the choice is not clear.
@@ -163,9 +176,12 @@ def choose(files: list[str], source: str) -> str:
     models = [name for name in files if name.lower().endswith(".gguf") and not _is_companion(name)]
     models = [name for name in models if _is_first(name)]
     if not models:
-        hint = " (it has safetensors: look for a repository of that model with GGUF in its name)"
+        for name in ("model.safetensors", "model.safetensors.index.json"):
+            if name in files and "config.json" in files:
+                return name
+        hint = " (it has safetensors, but not as a model with its config.json)"
         found = hint if any(name.endswith(".safetensors") for name in files) else ""
-        raise NotFoundError(f"{source} has no GGUF file{found}")
+        raise NotFoundError(f"{source} has no GGUF file and no model.safetensors{found}")
     if len(models) == 1:
         return models[0]
     for encoding in _PREFERRED:
@@ -178,6 +194,22 @@ def choose(files: list[str], source: str) -> str:
     raise NotFoundError(
         f"{source} has several GGUF files; name one: " + ", ".join(f"{source}/{name}" for name in models[:30])
     )
+
+
+def safetensors_files(files: list[str], first: str) -> list[str]:
+    """The files of a Hugging Face folder: ``first`` (weights or their index), its shards, what is beside."""
+    parent, slash, name = first.rpartition("/")
+    inside = [file[len(parent + slash) :] for file in files if file.startswith(parent + slash)]
+    shard = _SHARD.fullmatch(name)
+    stem = shard["stem"] if shard else name.removesuffix(_SAFETENSORS[1])
+    index = f"{stem}{_SAFETENSORS[1]}"
+    if shard and index in inside:
+        name = index  # one shard alone is no model
+    wanted = [name]
+    if name == index:
+        wanted += [file for file in inside if (match := _SHARD.fullmatch(file)) and match["stem"] == stem]
+    wanted += [file for file in inside if _BESIDE.fullmatch(file)]
+    return [f"{parent}{slash}{file}" for file in wanted]
 
 
 def _is_companion(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""safetensors: Hugging Face's file of named tensors. https://huggingface.co/docs/safetensors"""
