@@ -58,6 +58,15 @@ def test_values(form, seed):
     np.testing.assert_array_equal(encoding(form.name).dequantize(data), expected.reshape(-1))
 
 
+@given(FORMS, st.integers(0, 2**32 - 1))
+def test_order_of_onnx(form, seed):
+    codes = random_parts(form, 3, 2, seed).codes.reshape(3, 2, form.group_size)
+    bits = np.unpackbits(codes[..., None], axis=-1, count=form.bits, bitorder="little")
+    sequential = np.packbits(bits.reshape(3, 2, -1), axis=-1, bitorder="little")
+    np.testing.assert_array_equal(affine.from_sequential(sequential, form), affine.pack(codes, form))
+    np.testing.assert_array_equal(affine.to_sequential(affine.pack(codes, form), form), sequential)
+
+
 def test_nibbles_lie_as_in_gguf():
     values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     theirs = encoding("q4_0").quantize(values.reshape(-1)).reshape(-1, 18)

@@ -178,6 +178,35 @@ def unpack(packed: Bytes, form: AffineFormat) -> Bytes:
     return np.packbits(bits, axis=-1, bitorder="little")[..., 0]
 
 
+def from_sequential(packed: Bytes, form: AffineFormat) -> Bytes:
+    """Packed codes (..., code_bytes) in ONNX's order, code 2i low and 2i + 1 high in byte i, in ours.
+
+    Much quicker than unpacking and packing. Other widths than four bits are packed alike in both.
+    """
+    half = _half(form)
+    if form.bits != 4 or half == 1:
+        return packed
+    pairs = packed.reshape(*packed.shape[:-1], -1, 2, half // 2)
+    first, second = pairs[..., 0, :], pairs[..., 1, :]
+    out = np.empty((*first.shape, 2), np.uint8)
+    out[..., 0] = (first & np.uint8(15)) | (second << np.uint8(4))
+    out[..., 1] = (first >> np.uint8(4)) | (second & np.uint8(0xF0))
+    return out.reshape(packed.shape)
+
+
+def to_sequential(packed: Bytes, form: AffineFormat) -> Bytes:
+    """The reverse of ``from_sequential``."""
+    half = _half(form)
+    if form.bits != 4 or half == 1:
+        return packed
+    pairs = packed.reshape(*packed.shape[:-1], -1, half // 2, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    out = np.empty((*even.shape[:-1], 2, half // 2), np.uint8)
+    out[..., 0, :] = (even & np.uint8(15)) | (odd << np.uint8(4))
+    out[..., 1, :] = (even >> np.uint8(4)) | (odd & np.uint8(0xF0))
+    return out.reshape(packed.shape)
+
+
 def scale_values(scales: Bytes, form: AffineFormat) -> Floats:
     """Bits of scales (..., scale_bytes) as float32 (...)."""
     return _PLAIN[form.scale].dequantize(scales.reshape(-1)).reshape(scales.shape[:-1])
