@@ -39,17 +39,26 @@ def affine_tensor(form: AffineFormat, scale: float | None = None, codes: tuple[i
     [
         (AffineFormat(4, 32, "f16", False), None, None, "q4_0"),
         (AffineFormat(4, 128, "f16", False), None, None, "q4_0"),
-        (AffineFormat(3, 32, "f16", False), None, None, "q4_0"),
-        (AffineFormat(2, 64, "f16", True), None, None, "q4_0"),
-        (AffineFormat(4, 128, "f16", True), None, None, "q8_0"),
+        (AffineFormat(4, 32, "f32", False), None, None, "int4_g32_f32"),
+        (AffineFormat(4, 64, "f32", False), None, None, "int4_g32_f32"),
+        (AffineFormat(4, 32, "f32", False), 0.25, None, "q4_0"),
+        (AffineFormat(4, 32, "f16", True), None, None, "int4_g32_f16_z"),
+        (AffineFormat(4, 128, "f16", True), None, None, "int4_g32_f16_z"),
+        (AffineFormat(4, 128, "f16", True), None, (8, 8), "q4_0"),
+        (AffineFormat(4, 32, "f32", True), None, None, "int4_g32_f32_z"),
+        (AffineFormat(4, 96, "f32", True), 0.25, None, "int4_g32_f16_z"),
+        (AffineFormat(4, 64, "bf16", True), 1e30, None, "int4_g32_f32_z"),
         (AffineFormat(4, 128, "bf16", False), None, None, "q4_0"),
+        (AffineFormat(4, 32, "bf16", False), 2.0**40, None, "int4_g32_f32"),
+        (AffineFormat(3, 32, "f16", False), None, None, "q4_0"),
+        (AffineFormat(3, 64, "f32", True), None, None, "int4_g32_f32"),
+        (AffineFormat(2, 64, "f16", True), None, None, "q4_0"),
         (AffineFormat(8, 96, "f16", False), None, None, "q8_0"),
         (AffineFormat(8, 32, "f32", False), 0.25, None, "q8_0"),
+        (AffineFormat(8, 64, "f32", False), None, None, "int8_g32_f32"),
         (AffineFormat(8, 32, "f16", True), None, (100, 200), "q8_0"),
+        (AffineFormat(8, 32, "f32", True), None, (100, 200), "int8_g32_f32"),
         (AffineFormat(8, 32, "f16", True), None, None, "f32"),  # differences up to 255
-        (AffineFormat(8, 32, "f32", False), 0.1, None, "f32"),  # the scale is no float16
-        (AffineFormat(4, 32, "bf16", False), 1e30, None, "f32"),
-        (AffineFormat(4, 32, "bf16", False), 2.0**40, None, "bf16"),
         (AffineFormat(4, 16, "f16", True), 0.125, None, "bf16"),
         (AffineFormat(4, 16, "f16", True), None, None, "f32"),
         (AffineFormat(4, 24, "f32", False), 0.1, None, "f32"),
@@ -68,12 +77,36 @@ def test_symmetric_groups_of_32_are_q4_0_blocks() -> None:
     np.testing.assert_array_equal(native_weight(tensor).data, tensor.data)
 
 
+@pytest.mark.parametrize(("point", "expected"), [(16, "int4_g32_f16_z"), (17, "f32")])
+def test_zero_points_beyond_the_kernels_limit(point: int, expected: str) -> None:
+    form = AffineFormat(4, 32, "f16", True)
+    tensor = affine_tensor(form)
+    data = tensor.data.copy()
+    data.reshape(-1, 19)[4, 2] = point
+    tensor = tensor.changed(data=data)
+    native = native_weight(tensor)
+    assert native.encoding.name == expected
+    np.testing.assert_array_equal(native.dequantize(), tensor.dequantize())
+
+
 def test_other_tensors_pass() -> None:
     tensor = Tensor("w", (2, 32), encoding("q4_0"), np.zeros(36, np.uint8))
     assert native_weight(tensor) is tensor
 
 
-@pytest.mark.parametrize("name", ["int4_g32_f16", "int4_g32_f16_z", "int8_g32_bf16_z", "int3_g16_f32_z"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "int4_g32_f16",
+        "int4_g32_f32",
+        "int4_g32_f16_z",
+        "int4_g32_f32_z",
+        "int4_g16_f16",
+        "int8_g32_f32",
+        "int8_g32_bf16_z",
+        "int3_g16_f32_z",
+    ],
+)
 def test_models_run(name: str) -> None:
     checkpoint = random_checkpoint(LLAMA)
     tensors = dict(checkpoint.tensors)

@@ -1,17 +1,15 @@
 """Affine weights (AWQ, GPTQ, compressed-tensors, ONNX) in an encoding that the CPU's kernels know.
 
 Converted once when a model is loaded, and never rounded: each step below takes a weight only if every
-value stays what it is.
+value stays what it is. Groups of more than 32 repeat their scale in each block of 32.
 
-    codes - zero points of 4 bits, scales that float16 holds, groups of whole 32   q4_0
-    the same with 8 bits                                                           q8_0
-    values that bfloat16 holds                                                     bf16
-    anything else                                                                  f32
+    codes of 4 bits     q4_0 or int4_g32_f32; with zero points int4_g32_f16_z or int4_g32_f32_z
+    2, 3 and 8 bits     codes less zero points in q4_0, q8_0, int4_g32_f32 or int8_g32_f32
+    groups not of 32    bf16 where it holds the values
+    anything else       f32
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +27,10 @@ from nybble.checkpoint.tensor import Tensor
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 32
-"""Elements of a q4_0 or q8_0 block."""
+"""Elements of a block in the kernels' encodings."""
+MAX_ZERO_POINT = 16
+"""The kernels' limit (``max_zero_point`` in native/core/encoding.h)."""
 _CHUNK = 1 << 22  # elements worked on at a time
-_Convert = Callable[[AffineParts, AffineFormat], Bytes | None]
 
 
 def native_weight(tensor: Tensor) -> Tensor:
@@ -40,85 +39,114 @@ def native_weight(tensor: Tensor) -> Tensor:
     if form is None or len(tensor.shape) != 2:
         return tensor
     data = tensor.data
-    for name, convert in (("q4_0", _q4_0), ("q8_0", _q8_0), ("bf16", _bf16)):
-        converted = _by_rows(data, tensor.shape, form, name, convert)
-        if converted is not None:
-            return tensor.changed(encoding=encoding(name), data=converted)
+    tensor = tensor.changed(data=data)
+    if form.group_size % BLOCK == 0:
+        blocks = data.reshape(-1, form.header_bytes + form.code_bytes)
+        found = _nibbles(blocks, form) if form.bits == 4 else _differences(blocks, form)
+        if found is not None:
+            name, converted = found
+            same = converted is data or encoding(name) is tensor.encoding
+            return tensor if same else tensor.changed(encoding=encoding(name), data=converted)
+    rounded = _bf16(data, tensor.shape, form)
+    if rounded is not None:
+        return tensor.changed(encoding=encoding("bf16"), data=rounded)
     f32 = encoding("f32")
     return tensor.changed(encoding=f32, data=tensor.encoding.dequantize(data).view(np.uint8))
 
 
-def _by_rows(
-    data: Bytes, shape: tuple[int, ...], form: AffineFormat, name: str, convert: _Convert
-) -> Bytes | None:
-    """All rows converted, some at a time; None as soon as one does not fit."""
-    rows, columns = shape
-    if columns % encoding(name).block_size or (name != "bf16" and form.group_size % BLOCK):
+def _nibbles(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
+    """Codes of four bits stay as they are; only what stands before them changes."""
+    scales, kind = _scales(blocks, form)
+    points = _zero_points(blocks, form)
+    if points is not None and points.max(initial=0) > MAX_ZERO_POINT:
         return None
-    stride = encoding(name).nbytes(columns)
-    out = np.empty((rows, stride), np.uint8)
-    step = max(1, _CHUNK // columns)
-    encoded = data.reshape(rows, -1)
-    for start in range(0, rows, step):
-        part = np.ascontiguousarray(encoded[start : start + step]).reshape(-1)
-        converted = convert(split(part, columns, form), form)
-        if converted is None:
+    name = ("q4_0" if kind == "f16" else "int4_g32_f32") if points is None else f"int4_g32_{kind}_z"
+    codes = blocks[:, form.header_bytes :]
+    if (
+        form.group_size == BLOCK
+        and scales.shape[1] == form.scale_bytes
+        and (points is None) != form.has_zero_point
+    ):
+        return name, blocks.reshape(-1)  # the very same bytes
+    header = scales if points is None else np.concatenate([scales, points[:, None]], axis=1)
+    out = _empty(len(blocks), form, header.shape[1] + BLOCK // 2)
+    out[:, :, : header.shape[1]] = header[:, None]
+    out[:, :, header.shape[1] :] = codes.reshape(*out.shape[:2], BLOCK // 2)
+    return name, out.reshape(-1)
+
+
+def _differences(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
+    """Codes less zero points, as signed numbers of 4 bits (from 2 and 3) or of 8."""
+    half = 128 if form.bits == 8 else 8
+    scales, kind = _scales(blocks, form)
+    name = {8: {"f16": "q4_0", "f32": "int4_g32_f32"}, 128: {"f16": "q8_0", "f32": "int8_g32_f32"}}[half][
+        kind
+    ]
+    header = scales.shape[1]
+    out = _empty(len(blocks), form, header + (BLOCK if half == 128 else BLOCK // 2))
+    out[:, :, :header] = scales[:, None]
+    step = max(1, _CHUNK // form.group_size)
+    for start in range(0, len(blocks), step):
+        parts = split(blocks[start : start + step].reshape(-1), form.group_size, form)
+        codes = parts.codes.astype(np.int16)
+        codes -= np.int16(form.middle) if parts.zero_points is None else parts.zero_points
+        if codes.min() < -half or codes.max() >= half:
             return None
-        out[start : start + step] = converted.reshape(-1, stride)
+        target = out[start : start + step, :, header:]
+        if name == "q8_0":
+            target[...] = codes.astype(np.int8).view(np.uint8).reshape(target.shape)
+            continue
+        unsigned = (codes + np.int16(half)).astype(np.uint8).reshape(*target.shape[:2], BLOCK)
+        if half == 8:
+            unsigned = unsigned[..., :16] | (unsigned[..., 16:] << np.uint8(4))
+        target[...] = unsigned
+    return name, out.reshape(-1)
+
+
+def _empty(groups: int, form: AffineFormat, block_bytes: int) -> Bytes:
+    return np.empty((groups, form.group_size // BLOCK, block_bytes), np.uint8)
+
+
+def _scales(blocks: Bytes, form: AffineFormat) -> tuple[Bytes, str]:
+    """Bytes of the scales (groups, 2 or 4) and their type: float16 if it holds them all, or float32."""
+    stored = np.ascontiguousarray(blocks[:, : form.scale_bytes])
+    if form.scale == "f16":
+        return stored, "f16"
+    values = scale_values(stored, form)
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    if np.array_equal(half.astype(np.float32), values):
+        return half.view(np.uint8).reshape(-1, 2), "f16"
+    return values.astype("<f4").view(np.uint8).reshape(-1, 4), "f32"
+
+
+def _zero_points(blocks: Bytes, form: AffineFormat) -> Bytes | None:
+    """Zero points (groups), or None where all are in the middle."""
+    if not form.has_zero_point:
+        return None
+    points = np.ascontiguousarray(blocks[:, form.scale_bytes])
+    return None if (points == form.middle).all() else points
+
+
+def _bf16(data: Bytes, shape: tuple[int, ...], form: AffineFormat) -> Bytes | None:
+    """All values as bfloat16; None where one does not fit."""
+    rows, columns = shape
+    out = np.empty((rows, 2 * columns), np.uint8)
+    encoded = data.reshape(rows, -1)
+    step = max(1, _CHUNK // columns)
+    for start in range(0, rows, step):
+        parts = split(np.ascontiguousarray(encoded[start : start + step]).reshape(-1), columns, form)
+        bits = _values(parts, form).view(np.uint32)
+        if (bits & np.uint32(0xFFFF)).any():
+            return None
+        upper = (bits >> np.uint32(16)).astype("<u2").view(np.uint8)
+        out[start : start + step] = upper.reshape(-1, 2 * columns)
     return out.reshape(-1)
 
 
-def _q4_0(parts: AffineParts, form: AffineFormat) -> Bytes | None:
-    """Scale and 16 bytes: code i low and code i + 16 high in byte i; value = (code - 8) * scale."""
-    blocks = _blocks(parts, form, -8, 7)
-    if blocks is None:
-        return None
-    scales, codes = blocks
-    unsigned = (codes + np.int16(8)).astype(np.uint8)
-    nibbles = unsigned[..., :16] | (unsigned[..., 16:] << np.uint8(4))
-    return np.concatenate([scales, nibbles], axis=-1)
-
-
-def _q8_0(parts: AffineParts, form: AffineFormat) -> Bytes | None:
-    """Scale and 32 signed bytes; value = code * scale."""
-    blocks = _blocks(parts, form, -128, 127)
-    if blocks is None:
-        return None
-    scales, codes = blocks
-    return np.concatenate([scales, codes.astype(np.int8).view(np.uint8)], axis=-1)
-
-
-def _blocks(
-    parts: AffineParts, form: AffineFormat, lowest: int, highest: int
-) -> tuple[Bytes, npt.NDArray[np.int16]] | None:
-    """float16 scales uint8 (rows, blocks, 2) and codes less zero points (rows, blocks, 32).
-
-    None where a scale is no float16 or a code is out of range.
-    """
-    rows, groups = parts.scales.shape[:2]
-    scales = parts.scales
-    if form.scale != "f16":
-        values = scale_values(parts.scales, form)
-        with np.errstate(over="ignore"):
-            half = values.astype("<f2")
-        if not np.array_equal(half.astype(np.float32), values):
-            return None
-        scales = half.view(np.uint8).reshape(rows, groups, 2)
-    codes = parts.codes.reshape(rows, groups, form.group_size).astype(np.int16)
-    codes -= np.int16(form.middle) if parts.zero_points is None else parts.zero_points[..., None]
-    if codes.min() < lowest or codes.max() > highest:
-        return None
-    repeats = form.group_size // BLOCK
-    return np.repeat(scales, repeats, axis=1), codes.reshape(rows, groups * repeats, BLOCK)
-
-
-def _bf16(parts: AffineParts, form: AffineFormat) -> Bytes | None:
+def _values(parts: AffineParts, form: AffineFormat) -> npt.NDArray[np.float32]:
     codes = parts.codes.reshape(*parts.scales.shape[:2], form.group_size).astype(np.float32)
     zero = np.float32(form.middle) if parts.zero_points is None else parts.zero_points[..., None]
     with np.errstate(all="ignore"):
-        values = (codes - zero) * scale_values(parts.scales, form)[..., None]
-    bits = values.view(np.uint32)
-    if (bits & np.uint32(0xFFFF)).any():
-        return None
-    upper: Bytes = (bits >> np.uint32(16)).astype("<u2").view(np.uint8)
-    return upper
+        values: npt.NDArray[np.float32] = (codes - zero) * scale_values(parts.scales, form)[..., None]
+    return values
