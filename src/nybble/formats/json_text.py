@@ -18,8 +18,8 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """The object in a JSON text.
 
     Raises:
-        FormatError: not UTF-8, not JSON, not an object, nested too deeply, a number out of bounds, or
-            a key that is there twice: readers do not agree on which of the two counts.
+        FormatError: not UTF-8, not JSON, not an object, half of a surrogate pair, nested too deeply, a
+            number out of bounds, or a key that is there twice: readers do not agree on which counts.
     """
 
     def fail(problem: str) -> FormatError:
@@ -38,6 +38,8 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
         raise fail(f"is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}") from None
     except RecursionError:
         raise fail("is nested too deeply") from None
+    if b"\\u" in text and not _is_unicode(found):
+        raise fail("holds half of a surrogate pair, which is no Unicode")
     if not isinstance(found, dict):
         raise fail(f"must hold an object, not a {type(found).__name__}")
     return found
@@ -84,6 +86,23 @@ def _unique(fail: Fail) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
         return found
 
     return check
+
+
+def _is_unicode(found: object) -> bool:
+    """Whether all strings can be encoded."""
+    stack: list[object] = [found]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError:
+                return False
+        elif isinstance(item, dict):
+            stack += [*item, *item.values()]
+        elif isinstance(item, list):
+            stack += item
+    return True
 
 
 def _integer(fail: Fail) -> Callable[[str], int]:

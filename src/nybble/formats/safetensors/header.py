@@ -129,10 +129,6 @@ def _metadata(found: object, source: str) -> Mapping[str, str]:
 
 def _entry(name: str, value: object, start: int, source: str) -> TensorInfo:
     where = f"{source}: tensor {name[:200]!r}"
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise FormatError(f"{where}: its name is not valid Unicode") from None
     if not isinstance(value, dict):
         raise FormatError(f"{where}: must be an object with dtype, shape and data_offsets")
     dtype, shape, offsets = value.get("dtype"), _sizes(value, "shape"), _sizes(value, "data_offsets")
