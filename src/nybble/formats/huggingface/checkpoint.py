@@ -64,10 +64,9 @@ def _checkpoint(folder: Path, values: dict[str, Any], weights: SafetensorsFile) 
     tensors = _canonical(weights, prefixes)
     quantization = _quantization(folder, values)
     if quantization is not None:
-        method = quantization.get("quant_method")
-        raise UnsupportedError(
-            f"{where}: the weights are quantized by {method!r}, which nybble cannot read yet"
-        )
+        from nybble.formats.huggingface.quantized import quantized_tensors
+
+        tensors = dict(quantized_tensors(tensors, quantization, config))
     config, tensors = _tied(config, tensors)
     template, named = read_chat_templates(folder)
     generation = read_object_if_there(folder / GENERATION_CONFIG)

@@ -14,7 +14,6 @@ from typing import Any
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.tensor import Tensor
-from nybble.errors import UnsupportedError
 from nybble.formats.huggingface.checkpoint import CONFIG, GENERATION_CONFIG
 from nybble.formats.huggingface.write_config import config_json
 from nybble.formats.json_text import write_object
@@ -45,6 +44,7 @@ def write_huggingface_folder(
     Raises:
         ValueError: a tensor has an encoding that such folders cannot hold, or the config is not in
             Hugging Face's form or beyond its family's class in transformers; the message names it.
+        UnsupportedError: the packing cannot hold an affine tensor; the message names it.
         OSError: the folder cannot be written.
     """
     content = config_json(checkpoint.config, checkpoint.metadata)
@@ -76,8 +76,9 @@ def _packed(
             )
     if not affine:
         return checkpoint.tensors, None
-    method = quantization or _method(checkpoint.metadata)
-    raise UnsupportedError(f"affine tensors cannot be packed as {method} yet")
+    from nybble.formats.huggingface.quantized import pack_quantized
+
+    return pack_quantized(checkpoint, quantization or _method(checkpoint.metadata))
 
 
 def _method(metadata: Mapping[str, object]) -> str:
