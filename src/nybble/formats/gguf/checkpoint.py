@@ -14,6 +14,7 @@ from nybble.checkpoint.tensor import Tensor
 from nybble.errors import FormatError, NybbleError
 from nybble.formats.fields import Fields
 from nybble.formats.gguf.config import read_config
+from nybble.formats.gguf.metadata import GGUFMetadata
 from nybble.formats.gguf.names import canonical_name
 from nybble.formats.gguf.reader import GGUFFile
 from nybble.text.tokenizer import GGUFTokenizerSource
@@ -69,13 +70,14 @@ def gguf_checkpoint(file: GGUFFile) -> Checkpoint:
     where = str(file.path or "<memory>")
     config = read_config(file.metadata, file.tensors, where)
     template, named = _chat_templates(file.metadata, where)
+    metadata = GGUFMetadata(file.metadata, file.value_types)
     return Checkpoint(
         config=config,
         tensors=CanonicalTensors(config.architecture, file.tensors),
-        tokenizer=GGUFTokenizerSource(file.metadata) if _TOKENIZER in file.metadata else None,
+        tokenizer=GGUFTokenizerSource(metadata) if _TOKENIZER in file.metadata else None,
         chat_template=template,
         chat_templates=named,
-        metadata=file.metadata,
+        metadata=metadata,
         source=None if file.path is None else Path(file.path),
         format="gguf",
         name=Fields(file.metadata, where).string("general.name", ""),

@@ -207,9 +207,15 @@ def _divisors(
 
 
 def _every_layer_slides(config: ModelConfig, fields: Fields) -> ModelConfig:
-    """The window that applies to all layers, unless the family says otherwise; 0 means none."""
+    """The window that applies to all layers, unless the family or a flag a layer says otherwise.
+
+    0 means none. llama.cpp knows the flags for Gemma only; nybble writes them for all families.
+    """
     window = fields.integer("attention.sliding_window", 0, minimum=0)
-    return _with_window(config, window, (True,) * config.num_hidden_layers)
+    layers = config.num_hidden_layers
+    key = "attention.sliding_window_pattern"
+    sliding = fields.booleans(key, layers) if fields.is_array(key) else (True,) * layers
+    return _with_window(config, window, sliding)
 
 
 def _with_window(config: ModelConfig, window: int, sliding: tuple[bool, ...]) -> ModelConfig:
