@@ -53,6 +53,42 @@ def test_a_split_model_comes_whole(hub: Server) -> None:
     assert model.size == 3000
 
 
+TEXT_FILES = ["config.json", "tokenizer.json", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
+OTHERS = ["README.md", "onnx/model.onnx", "onnx/config.json", "pytorch_model.bin", "modeling_x.py"]
+
+
+def test_safetensors_come_with_all_that_belongs_to_them(hub: Server) -> None:
+    weights = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "model.safetensors.index.json"
+    wanted = [index, *weights, *TEXT_FILES]
+    files = {
+        name: random_bytes(500, i) for i, name in enumerate([*wanted, *OTHERS, "consolidated.safetensors"])
+    }
+    hub.add_repository("o/r", files)
+    path = models.resolve("hf:o/r")
+    assert path.name == index
+    folder = path.parent
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    manifest = json.loads(found.pop(f"{index}.manifest.json"))
+    assert found == {name: files[name] for name in wanted}
+    assert manifest["files"][0]["path"] == index
+    hub.requests.clear()
+    assert models.resolve("hf:o/r") == models.resolve(f"hf:o/r/{weights[1]}") == path
+    models.remove("hf:o/r")
+    assert not [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_a_safetensors_file_by_name(hub: Server) -> None:
+    files = {name: name.encode() for name in ("model.safetensors", "other.safetensors", "config.json")}
+    hub.add_repository("o/r", files)
+    path = models.resolve("hf:o/r/other.safetensors")
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "config.json",
+        "other.safetensors",
+        "other.safetensors.manifest.json",
+    ]
+
+
 def test_a_break_is_resumed_behind_the_redirect(hub: Server) -> None:
     hub.add_repository("o/r", {"x.gguf": CONTENT})
     hub.resources["/blobs/o/r/x.gguf"].breaks = [5000]
@@ -156,6 +192,9 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["m-Q4_0.gguf", "m-Q4_0_4_4.gguf"], "m-Q4_0.gguf"),
         (["m.gguf", "m.imatrix.gguf", "mmproj-m.gguf"], "m.gguf"),
+        (["config.json", "model.safetensors", "m.gguf"], "m.gguf"),
+        (["config.json", "model.safetensors"], "model.safetensors"),
+        (["config.json", "model.safetensors.index.json"], "model.safetensors.index.json"),
     ],
 )
 def test_choice(files: list[str], expected: str) -> None:
@@ -165,8 +204,9 @@ def test_choice(files: list[str], expected: str) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["README.md"], "has no GGUF file"),
-        (["model.safetensors"], "has no GGUF file.*safetensors"),
+        (["README.md"], "has no GGUF file and no model.safetensors"),
+        (["model.safetensors"], r"has no GGUF file.*but not as a model with its config\.json"),
+        (["config.json", "unet/model.safetensors"], r"has no GGUF file.*but not as a model"),
         (["a-F16.gguf", "a-F32.gguf"], "name one: hf:o/r/a-F16.gguf, hf:o/r/a-F32.gguf"),
         (["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "name one"),
     ],

@@ -80,9 +80,13 @@ def fetch(
         except Refused as error:
             raise DownloadError(hub.refusal(str(error))) from error
         files.append(CachedFile(path, got.size, got.sha256))
-    named = HubReference(reference.owner, reference.repo, paths[0], reference.revision)
-    requested = (reference.source,) if reference.file != paths[0] else ()
-    return Manifest(source=named.source, files=tuple(files), requested=requested, revision=commit)
+    sources = [
+        HubReference(reference.owner, reference.repo, path, reference.revision).source
+        for path in paths
+        if path == paths[0] or path.endswith(_SAFETENSORS)  # any shard stands for the whole
+    ]
+    requested = tuple(name for name in dict.fromkeys([reference.source, *sources]) if name != sources[0])
+    return Manifest(source=sources[0], files=tuple(files), requested=requested, revision=commit)
 
 
 class _Hub:
