@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # importing typing would cost more than all the rest
 if TYPE_CHECKING:
     from typing import Any
 
+    from nybble.convert.convert import convert as convert
     from nybble.errors import NybbleError as NybbleError
     from nybble.generate.generation import Generation as Generation
     from nybble.generate.generation import Stream as Stream
@@ -33,6 +34,9 @@ _WHERE = {
     "Model": "nybble.model",
 }
 
+_PACKAGES = ("convert",)
+"""Packages that are functions too: ``nybble.convert(...)``, and ``nybble.convert.verify`` beside it."""
+
 __all__ = [
     "Generation",
     "GenerationOptions",
@@ -41,15 +45,18 @@ __all__ = [
     "Reply",
     "Stream",
     "__version__",
+    "convert",
     "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'nybble' has no attribute {name!r}")
     import importlib
 
+    if name in _PACKAGES:
+        return importlib.import_module(f"nybble.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'nybble' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

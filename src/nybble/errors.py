@@ -22,6 +22,10 @@ class NotFoundError(NybbleError):
     """A model, a file or a tensor does not exist."""
 
 
+class ConversionError(NybbleError):
+    """A conversion would lose something that nobody agreed to lose, or is not possible at all."""
+
+
 class DownloadError(NybbleError):
     """A download failed: no network, wrong checksum, refused, or disk full."""
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ NORM_OFFSETS: Mapping[str, float] = {"gemma2": 1.0, "gemma3": 1.0}
 """What transformers adds to a stored norm weight, by architecture."""
 INTERLEAVED_IN_GGUF = frozenset({"llama", "mistral", "smollm3"})
 """Architectures whose GGUF files have neighbouring features rotated together."""
-ROPE_FREQS = "gguf.rope_freqs"
+ROPE_FREQS = "huggingface.rope_freqs"
 """Metadata: the divisors of ``rope_freqs.weight`` bit for bit, kept while parameters stand for them."""
 
 _ROTATED = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_(proj|norm)\.(weight|bias)")
@@ -88,7 +88,6 @@ def in_form(checkpoint: Checkpoint, form: FormName) -> tuple[Checkpoint, dict[st
         UnsupportedError: the form cannot hold it; the message says what.
     """
     config = checkpoint.config
-    metadata = dict(checkpoint.metadata)
     interleaved = form == "gguf" and config.architecture in INTERLEAVED_IN_GGUF
     offset = NORM_OFFSETS.get(config.architecture, 0.0) if form == "huggingface" else 0.0
     tensors: dict[str, Tensor] = {}
@@ -108,7 +107,11 @@ def in_form(checkpoint: Checkpoint, form: FormName) -> tuple[Checkpoint, dict[st
         tensors[name] = changed
         if what:
             changes[name] = replace(what[-1], what=", ".join(change.what for change in what))
-    rope = _rope(config.rope, form, interleaved, metadata)
+    rope = _rope(config.rope, form, interleaved, checkpoint.metadata)
+    # A mapping of GGUF knows more than its values, so that it is only changed where it has to be.
+    metadata = checkpoint.metadata
+    if config.rope.frequency_factors and not rope.frequency_factors:
+        metadata = {**metadata, ROPE_FREQS: list(config.rope.frequency_factors)}
     local = None if config.rope_local is None else replace(config.rope_local, interleaved=interleaved)
     changed_config = replace(
         config,
@@ -181,11 +184,10 @@ def _with_offset(tensor: Tensor, before: float, after: float) -> tuple[Tensor, C
 # -- config --------------------------------------------------------------------------------------------
 
 
-def _rope(rope: RopeConfig, form: FormName, interleaved: bool, metadata: dict[str, Any]) -> RopeConfig:
+def _rope(rope: RopeConfig, form: FormName, interleaved: bool, metadata: Mapping[str, object]) -> RopeConfig:
     rope = replace(rope, interleaved=interleaved)
     if form == "huggingface" and rope.frequency_factors:
         if all(value == 1.0 for value in rope.frequency_factors):
-            metadata[ROPE_FREQS] = list(rope.frequency_factors)
             return replace(rope, frequency_factors=())
         found = with_llama3_parameters(rope) if rope.kind == "default" else None
         if found is None:
@@ -193,7 +195,6 @@ def _rope(rope: RopeConfig, form: FormName, interleaved: bool, metadata: dict[st
                 "the rotary divisors (rope_freqs.weight) are not those of Llama 3's scaling, and"
                 " config.json has no other way to describe divisors; GGUF and ONNX can hold them"
             )
-        metadata[ROPE_FREQS] = list(rope.frequency_factors)
         return found
     if form == "gguf" and rope.kind == "llama3":
         divisors = llama3_divisors(rope)
@@ -210,7 +211,7 @@ def _rope(rope: RopeConfig, form: FormName, interleaved: bool, metadata: dict[st
     return rope
 
 
-def _kept_divisors(metadata: Mapping[str, Any]) -> tuple[float, ...] | None:
+def _kept_divisors(metadata: Mapping[str, object]) -> tuple[float, ...] | None:
     kept = metadata.get(ROPE_FREQS)
     if isinstance(kept, list) and all(isinstance(value, float) for value in kept):
         return tuple(kept)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-Action = Literal["downloading", "unpacking", "checking", "waiting"]
+Action = Literal["downloading", "unpacking", "checking", "waiting", "converting"]
 
 _REPORT_SECONDS = 0.1
 _WINDOW_SECONDS = 5.0

@@ -1,0 +1,67 @@
+"""What an ONNX target holds: floats of its element type, and integers in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings.affine import affine_format
+from nybble.checkpoint.forms import FormName
+from nybble.checkpoint.tensor import Tensor
+from nybble.convert.relation import INTEGERS
+from nybble.convert.rules import OUTPUT, affine_candidates, bits_of, is_block, is_matrix
+from nybble.graph.onnx.target import Method, Target
+from nybble.graph.onnx.weights import block_size, written_encoding
+
+
+@dataclass(frozen=True)
+class OnnxRules:
+    """An ONNX target.
+
+    ``prescribes``: the target was asked for by its name, and so was what its encodings lose. Integers
+    stay integers of as many bits wherever that is exact, whatever the target makes of floats.
+    """
+
+    target: Target
+    method: str | None = None
+    prescribes: bool = True
+    form: FormName = "onnx"
+
+    @property
+    def name(self) -> str:
+        """As in the table of targets; ``onnx`` where nothing is prescribed."""
+        return self.target.name if self.prescribes else "onnx"
+
+    def required(self, tensor: Tensor) -> str | None:
+        if tensor.encoding.name in INTEGERS:
+            return None
+        if is_block(tensor.encoding) and affine_format(tensor.encoding.name) is None:
+            return None
+        if not is_matrix(tensor) or tensor.name == "model.embed_tokens.weight":
+            return self.target.element_type if not is_block(tensor.encoding) else None
+        method: Method | None = "rtn" if self.method else None
+        return written_encoding(tensor, self.target, method, output=tensor.name == OUTPUT).name
+
+    def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
+        form = affine_format(encoding.name)
+        if form is None:
+            return encoding.name == self.target.element_type or encoding.name in INTEGERS
+        if not is_matrix(tensor) or form.bits == 3 or form.scale != self.target.element_type:
+            return False
+        return block_size(form) == form.group_size
+
+    def exact(self, tensor: Tensor) -> Sequence[str]:
+        candidates = affine_candidates(tensor, (self.target.element_type,)) if is_matrix(tensor) else ()
+        # Blocks do not become floats of eight times the size unless somebody asks for it.
+        floats = () if candidates and self.target.weights == "float" and not self.prescribes else ("f32",)
+        return (*candidates, *(name for name in floats if not candidates))
+
+    def nearest(self, tensor: Tensor) -> str:
+        if not is_matrix(tensor) or (self.target.weights == "float" and self.prescribes):
+            return self.target.element_type
+        bits = 4 if bits_of(tensor.encoding) < 5.5 or self.target.weights == "int4" else 8
+        for size in (32, 16):
+            if tensor.shape[-1] % size == 0:
+                return f"int{bits}_g{size}_{self.target.element_type}_z"
+        return self.target.element_type

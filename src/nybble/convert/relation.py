@@ -1,0 +1,204 @@
+"""How two encodings are related: exact, lossy or refused; and the way from one to the other.
+
+============================  ===========  ============================================================
+from, to                      relation     how
+============================  ===========  ============================================================
+any, itself                   exact        kept, not even decoded
+f16 or bf16, f32              exact        widened
+any block encoding, f32       exact        dequantized: its values are float32 by definition
+any, f16 or bf16              by the data  rounded; exact where every value survives
+integers with scales, others  by the data  transcoded: codes, scales and zero points moved as they are
+any, one with a quantizer     by the data  quantized: decoded and made anew, lossy in all but odd cases
+indices, anything else        refused      they are no weights
+any, one without a quantizer  refused
+============================  ===========  ============================================================
+
+Everything works on a few rows at a time, so that a tensor of any size needs no more than its result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings.base import Bytes, Floats
+from nybble.checkpoint.tensor import Tensor
+from nybble.convert.errors import ValueErrors
+from nybble.convert.transcode import ggml_affine
+from nybble.errors import ConversionError
+
+Kind = Literal["exact", "lossy", "refused"]
+
+PLAIN_FLOATS = ("f32", "f16", "bf16")
+INTEGERS = ("i8", "i16", "i32", "i64")
+CHUNK = 1 << 21
+"""Elements that are decoded at a time."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What becomes of values that go from one encoding to another."""
+
+    kind: Kind
+    how: str
+    """For people: ``kept``, ``widened``, ``dequantized``, ``rounded``, ``transcoded``, ``quantized``."""
+    by_data: bool = False
+    """Lossy in general, but the data may be such that nothing is lost."""
+    reason: str = ""
+    """Why it is refused, or what is lost."""
+
+
+def relation(source: Encoding, target: Encoding, columns: int | None = None) -> Relation:
+    """The relation of two encodings, whatever the data.
+
+    ``columns``, the length of a row, is looked at where given: rows must be whole blocks.
+    """
+    if source.name == target.name:
+        return Relation("exact", "kept")
+    if source.name in INTEGERS or target.name in INTEGERS:
+        return Relation("refused", "", reason="integers are indices and stay as they are")
+    if columns is not None and columns % target.block_size:
+        reason = f"rows of {columns} are no whole blocks of {target.block_size}"
+        return Relation("refused", "", reason=reason)
+    if target.name == "f32" and source.name != "f64":
+        return Relation("exact", "widened" if source.block_size == 1 else "dequantized")
+    way = ggml_affine.relation(source.name, target.name)
+    if way is not None:
+        return Relation("exact" if way == "exact" else "lossy", "transcoded", by_data=way != "exact")
+    if target.quantize is None:
+        return Relation("refused", "", reason=f"there is no quantizer for {target.name}")
+    if target.block_size == 1:
+        return Relation("lossy", "rounded", by_data=True)
+    return Relation("lossy", "quantized", by_data=True)
+
+
+def relation_of(tensor: Tensor, target: Encoding) -> Relation:
+    """The relation for one tensor: reads its data where that decides, up to the first value lost."""
+    general = relation(tensor.encoding, target, tensor.shape[-1] if tensor.shape else None)
+    if not general.by_data:
+        return general
+    lost = _first_lost(tensor, target)
+    if lost is None:
+        return Relation("exact", general.how)
+    if target.quantize is None:
+        return Relation("refused", "", reason=f"{lost}, and there is no quantizer for {target.name}")
+    # Codes that do not fit as they are can be made anew from the values.
+    return Relation("lossy", "quantized" if target.block_size > 1 else "rounded", reason=lost)
+
+
+Seen = Callable[[Bytes, Floats], None]
+"""Gets one piece after another: encoded bytes of the source, and their values."""
+
+
+def recoded(
+    tensor: Tensor,
+    target: Encoding,
+    *,
+    transcoded: bool = False,
+    done: Callable[[ValueErrors], None] | None = None,
+    seen: Callable[[], Seen | None] | None = None,
+) -> Tensor:
+    """The tensor in another encoding, computed when its data is asked for.
+
+    Args:
+        tensor: where it comes from.
+        target: an encoding to which the relation is not refused.
+        transcoded: move codes and scales (``relation_of`` said that this is exact) instead of
+            quantizing the values anew.
+        done: gets the differences of the values each time that the data was computed.
+        seen: called each time that the data is computed; what it returns, if anything, gets the pieces.
+
+    The data raises ConversionError where a value does not fit in the target at all.
+    """
+
+    def data() -> Bytes:
+        look = None if seen is None else seen()
+        out = np.empty(target.nbytes(math.prod(tensor.shape)), np.uint8)
+        errors = ValueErrors()
+        position = 0
+        for part in _pieces(tensor):
+            values = None if transcoded and done is None else tensor.encoding.dequantize(part)
+            encoded = _transcoded(tensor, part, target) if transcoded else _quantized(tensor, values, target)
+            out[position : position + encoded.size] = encoded
+            position += encoded.size
+            if values is None:
+                continue
+            if done is not None:
+                errors.add(values, values if target.name == "f32" else target.dequantize(encoded))
+            if look is not None:
+                look(part, values)
+        if done is not None:
+            done(errors)
+        return out
+
+    return tensor.changed(encoding=target, data=data)
+
+
+# -- pieces --------------------------------------------------------------------------------------------
+
+
+def _first_lost(tensor: Tensor, target: Encoding) -> str | None:
+    """None where every value survives, else why one does not; ends at the first such rows."""
+    moved = ggml_affine.relation(tensor.encoding.name, target.name) is not None
+    for part in _pieces(tensor):
+        if moved:
+            found = ggml_affine.transcode(part, tensor.encoding.name, target.name, tensor.shape[-1])
+            if isinstance(found, ggml_affine.Inexact):
+                return f"block by block it does not fit: {found.reason}"
+            continue
+        if target.quantize is None:
+            return "values would change"
+        meant = tensor.encoding.dequantize(part)
+        try:
+            encoded = target.quantize(meant)
+        except ValueError as error:
+            return str(error)
+        if not np.array_equal(meant, target.dequantize(encoded), equal_nan=True):
+            return "values would change"
+    return None
+
+
+def _transcoded(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes:
+    moved = ggml_affine.transcode(part, tensor.encoding.name, target.name, tensor.shape[-1])
+    if isinstance(moved, ggml_affine.Inexact):
+        raise ConversionError(f"{tensor.name}: a block does not fit in {target.name}: {moved.reason}")
+    return moved
+
+
+def _quantized(tensor: Tensor, values: Floats | None, target: Encoding) -> Bytes:
+    assert target.quantize is not None and values is not None
+    try:
+        encoded = target.quantize(values)
+    except ValueError as error:
+        raise ConversionError(f"{tensor.name}: {error}") from error
+    if target.block_size == 1:
+        _check_range(tensor.name, values, target.dequantize(encoded), target)
+    return encoded
+
+
+def _check_range(name: str, values: Floats, rounded: Floats, target: Encoding) -> None:
+    """A finite value that became infinite is no rounding error."""
+    bad = np.isinf(rounded) & np.isfinite(values)
+    if bad.any():
+        value = float(values[int(bad.argmax())])
+        raise ConversionError(
+            f"{name}: the value {value:g} does not fit in {target.name}; bf16 and f32 hold it"
+        )
+
+
+def _pieces(tensor: Tensor) -> Iterator[Bytes]:
+    """The encoded data, some rows at a time (of a vector: all of it)."""
+    data = tensor.data
+    columns = tensor.shape[-1] if tensor.shape else 1
+    if not data.size:
+        return
+    rows = math.prod(tensor.shape) // columns
+    row_bytes = data.size // rows
+    step = max(1, CHUNK // columns)
+    for start in range(0, rows, step):
+        yield data[start * row_bytes : (start + step) * row_bytes]
