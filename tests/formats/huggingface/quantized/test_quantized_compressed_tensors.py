@@ -263,3 +263,12 @@ def test_what_it_cannot_hold() -> None:
     raw, _ = pack_quantized(checkpoint, "compressed-tensors")
     with pytest.raises(UnsupportedError, match=r"q_proj.weight .*one here is 16"):
         _ = raw["model.layers.0.self_attn.q_proj.weight_zero_point"].data
+
+
+def test_pieces_come_in_any_order() -> None:
+    """The weight of the plain formats has the name of the result: it is no second one."""
+    weight = RANDOM.integers(-128, 128, (N, K)).astype(np.int8)
+    file = {"weight_scale": np.ones((N, 1), np.float32), "weight": weight}
+    config = config_of({"num_bits": 8, "strategy": "channel"}, "int-quantized")
+    result = quantized_tensors(tensors(file), config)
+    np.testing.assert_array_equal(result[f"{NAME}.weight"].dequantize(), weight.astype(np.float32))

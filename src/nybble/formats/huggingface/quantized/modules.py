@@ -118,7 +118,8 @@ def replaced(
             new = list(read(pieces))
             pieces.finish()
         for item in new:
-            if item.name in result or (item.name in raw and item.name != name):
+            own = item.name.rpartition(".")[2] in modules.get(module, ())
+            if item.name in result or (item.name in raw and item.name != name and not own):
                 raise FormatError(f"{item.name}: is there both quantized and not")
             result[item.name] = item
     return result
