@@ -1,0 +1,37 @@
+"""Target: what an expansion to ONNX must know about the runtime that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Method = Literal["rtn"]
+"""How float weights become int4: round to nearest."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of ONNX model; the table is ``formats/onnx/targets.py``."""
+
+    name: str
+    description: str
+    element_type: Literal["f32", "f16"]
+    """Of activations, caches, logits and scales."""
+    provider: Literal["cpu", "cuda", "dml"] = "cpu"
+    weights: Literal["float", "int4"] = "float"
+    """What float weights of linears become; weights that are integers already stay as they are."""
+    block_size: int = 32
+    """Weights that share a scale, for int4."""
+    accuracy_level: int = 0
+    """``MatMulNBits``: 4 lets activations be quantized to int8, 0 keeps them."""
+    method: Method | None = None
+    """How float weights become int4 where the caller does not say; None: only by name."""
+    rotary_in_attention: bool = True
+    """Whether GroupQueryAttention rotates q and k itself; DirectML's cannot."""
+    pack_qkv: bool = True
+    """Whether q, k and v are one multiplication; DirectML's attention wants them apart."""
+    portable: bool = False
+    """Whether only standard operators are used."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """For genai_config.json."""
