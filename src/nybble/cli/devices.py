@@ -40,6 +40,7 @@ def _text(report: DeviceReport) -> str:
         shown["threads"] = f"{facts['threads']}: {facts['threads_reason']}"
     if "isa" in facts:
         shown["instruction set"] = f"{facts['isa']}: {facts['isa_reason']}"
+    shown |= {name: facts.get(name) for name in ("version", "auto")}
     text += console.pairs((name, value) for name, value in shown.items() if value is not None)
     for level in reversed(report.instruction_sets):
         state = (
@@ -50,4 +51,8 @@ def _text(report: DeviceReport) -> str:
             else f"not available: {level.why_not}"
         )
         text += f"    {level.name:12}  {state}\n"
+    providers = facts.get("providers")
+    if isinstance(providers, dict):
+        for name, why_not in providers.items():
+            text += f"    {name:20}  {f'not available: {why_not}' if why_not else 'available'}\n"
     return text

@@ -2,6 +2,7 @@
 
 One row a device: its name and its module, which offers
 ``compile_session(checkpoint, **options) -> Session``. The module is imported when it is asked for.
+What follows a colon (``onnxruntime:cuda``) is the option ``provider`` of devices that have it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 DEVICES = {
     "cpu": "nybble.devices.cpu",
     "reference": "nybble.devices.reference",
+    "onnxruntime": "nybble.devices.onnxruntime",
 }
 
 
@@ -30,7 +32,8 @@ def compile(checkpoint: Checkpoint, *, device: str = "cpu", **options: Any) -> S
     Raises:
         DeviceError: no such device, or the device has no such option; the message lists them.
     """
-    module = DEVICES.get(device)
+    name, colon, provider = device.partition(":")
+    module = DEVICES.get(name)
     if module is None:
         raise DeviceError(f"unknown device {device!r}; devices are {', '.join(sorted(DEVICES))}")
     compile_session = importlib.import_module(module).compile_session
@@ -38,6 +41,10 @@ def compile(checkpoint: Checkpoint, *, device: str = "cpu", **options: Any) -> S
     known = [
         p.name for p in inspect.signature(compile_session).parameters.values() if p.kind == p.KEYWORD_ONLY
     ]
+    if colon:
+        if "provider" not in known:
+            raise DeviceError(f"unknown device {device!r}: {name} has no providers")
+        given["provider"] = provider
     for name in given:
         if name not in known:
             raise DeviceError(

@@ -49,7 +49,7 @@ def device_reports() -> list[DeviceReport]:
     Raises:
         DeviceError: ``NYBBLE_ISA`` asks for a level that is unknown or not available.
     """
-    reports = {"cpu": _cpu, "reference": _reference}
+    reports = {"cpu": _cpu, "reference": _reference, "onnxruntime": _onnxruntime}
     return [reports[name]() for name in DEVICES if name in reports]
 
 
@@ -131,3 +131,10 @@ def _cpu() -> DeviceReport:
 def _reference() -> DeviceReport:
     reason = "plain NumPy in float32: slow, for tests; only with --device reference"
     return DeviceReport("reference", True, False, reason)
+
+
+def _onnxruntime() -> DeviceReport:
+    from nybble.devices.onnxruntime.report import report
+
+    available, reason, facts = report()
+    return DeviceReport("onnxruntime", available, False, reason, facts)

@@ -1,0 +1,325 @@
+"""OnnxRuntimeSession: an ONNX decoder behind the interface of ``devices/base.py``.
+
+Sequences of a batch run one after the other, each on a cache of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nybble.checkpoint.config import RopeConfig
+from nybble.devices.base import BatchItem, Sequence
+from nybble.devices.longrope import plan_run
+from nybble.devices.onnxruntime.cache import Cache
+from nybble.devices.onnxruntime.decoder import Decoder
+from nybble.devices.onnxruntime.placement import Placement
+from nybble.errors import Cancelled, ContextLengthError, DeviceError, OutOfMemoryError
+from nybble.formats.onnx.decoder_io import DecoderIO
+
+ROWS = ("none", "last", "all")
+MAX_ROWS = 512
+"""Tokens of one run; logits of all of them come out, whichever are asked for."""
+
+
+class OnnxRuntimeSequence:
+    """One sequence. Of ``tokens``, the first ``cached`` are in the cache; the others run again when used.
+
+    ``lock`` is the session's. ``long``: the cache was computed for more than the model's switch length.
+    """
+
+    def __init__(self, owner: OnnxRuntimeSession, lock: RLock, cache: Cache) -> None:
+        self.owner = owner
+        self._lock = lock
+        self._cache: Cache | None = cache
+        self._tokens: list[int] = []
+        self.cached = 0
+        self.long = False
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens, oldest first; a copy."""
+        return list(self._tokens)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache.
+
+        Raises:
+            DeviceError: the sequence was closed.
+        """
+        if self._cache is None:
+            raise DeviceError("the sequence was closed")
+        return self._cache
+
+    def fork(self) -> OnnxRuntimeSequence:
+        """A copy; the cache is shared until one of the two writes."""
+        with self._lock:
+            other = OnnxRuntimeSequence(self.owner, self._lock, self.cache.share())
+            other._tokens = list(self._tokens)
+            other.cached, other.long = self.cached, self.long
+            self.owner.add(other)
+            return other
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` tokens.
+
+        Raises:
+            ValueError: ``length`` is negative or more than the sequence holds.
+        """
+        if not 0 <= length <= len(self._tokens):
+            raise ValueError(f"cannot truncate a sequence of {len(self._tokens)} tokens to {length}")
+        with self._lock:
+            _ = self.cache
+            del self._tokens[length:]
+            self.cached = min(self.cached, length)
+
+    def close(self) -> None:
+        """Free the cache."""
+        with self._lock:
+            if self._cache is not None:
+                self._cache.release()
+                self._cache = None
+                self.owner.remove(self)
+            self._tokens, self.cached = [], 0
+
+    def commit(self, tokens: Items[int], cache: Cache, long: bool) -> None:
+        """Take over the state after a run."""
+        if cache is not self._cache and self._cache is not None:
+            self._cache.release()
+        self._cache = cache
+        self._tokens.extend(tokens)
+        self.cached = len(self._tokens)
+        self.long = long
+
+
+@dataclass
+class _Part:
+    """What one item of a batch runs: ``tokens`` at ``start`` and on; the first ``silent`` of them are old."""
+
+    sequence: OnnxRuntimeSequence
+    item: BatchItem
+    tokens: npt.NDArray[np.int64]
+    start: int
+    silent: int
+    long: bool
+    cache: Cache | None = None
+    logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
+class OnnxRuntimeSession:
+    """A model in ONNX Runtime.
+
+    ``provider`` is nybble's name of the execution provider, ``reason`` why it was chosen, ``placement``
+    where the nodes run. ``kv_cache_limit``: bytes that all caches together may take.
+    """
+
+    def __init__(
+        self,
+        runtime: Any,
+        decoder: Decoder,
+        io: DecoderIO,
+        *,
+        context_length: int,
+        threads: int,
+        provider: str,
+        reason: str,
+        placement: Placement,
+        kv_cache_limit: int | None,
+    ) -> None:
+        self._lock = RLock()
+        self._runtime = runtime
+        self._decoder: Decoder | None = decoder
+        self._io = io
+        self._context_length = context_length
+        self._limit = kv_cache_limit
+        self._sequences: dict[int, OnnxRuntimeSequence] = {}
+        self._running: Any = None
+        self._cancelled = False
+        self.threads = threads
+        self.provider = provider
+        self.reason = reason
+        self.placement = placement
+        switch = io.switch_length
+        self._longrope = (
+            None
+            if switch is None
+            else RopeConfig(theta=0.0, rotary_dim=2, kind="longrope", original_max_position_embeddings=switch)
+        )
+
+    @property
+    def decoder(self) -> Decoder:
+        """What runs the model.
+
+        Raises:
+            DeviceError: the session was closed.
+        """
+        if self._decoder is None:
+            raise DeviceError("the session was closed")
+        return self._decoder
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self._io.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that one sequence may hold."""
+        return self._context_length
+
+    def new_sequence(self) -> OnnxRuntimeSequence:
+        """An empty sequence."""
+        with self._lock:
+            sequence = OnnxRuntimeSequence(self, self._lock, self.decoder.caches.empty())
+            self.add(sequence)
+            return sequence
+
+    def add(self, sequence: OnnxRuntimeSequence) -> None:
+        """Count a sequence's cache."""
+        self._sequences[id(sequence)] = sequence
+
+    def remove(self, sequence: OnnxRuntimeSequence) -> None:
+        """Count it no more."""
+        self._sequences.pop(id(sequence), None)
+
+    def forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
+        """Run new tokens of any number of sequences; see ``devices/base.py``."""
+        with self._lock:
+            decoder = self.decoder
+            self._check(batch)
+            parts = [self._plan(item) for item in batch]
+            self._check_memory(parts)
+            options = self._runtime.RunOptions()
+            self._cancelled = False
+            self._running = options
+            try:
+                for part in parts:
+                    self._run(decoder, part, options)
+            except Exception as error:
+                if self._cancelled:
+                    raise Cancelled("the computation was cancelled") from None
+                raise _explained(error) from error
+            finally:
+                self._running = None
+            for part in parts:
+                if part.cache is not None:
+                    part.sequence.commit(part.item.tokens, part.cache, part.long)
+            rows = [row for part in parts for row in part.logits]
+            return np.concatenate(rows) if rows else np.empty((0, self.vocab_size), np.float32)
+
+    def _check(self, batch: Items[BatchItem]) -> None:
+        seen: set[int] = set()
+        for item in batch:
+            sequence = _own(item.sequence)
+            _ = sequence.cache
+            if sequence.owner is not self:
+                raise DeviceError("the sequence belongs to another session")
+            if id(sequence) in seen:
+                raise ValueError("a sequence may be in a batch only once")
+            seen.add(id(sequence))
+            if sequence.length + len(item.tokens) > self._context_length:
+                raise ContextLengthError(
+                    f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the "
+                    f"context length is {self._context_length}; load the model with a larger "
+                    "context_length or shorten it"
+                )
+            if item.logits not in ROWS:
+                raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
+            if item.logits == "last" and len(item.tokens) == 0:
+                raise ValueError("no new tokens: there is no last row to return logits of")
+            ids = np.asarray(item.tokens)
+            if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.vocab_size):
+                raise ValueError(f"token ids must be whole numbers in 0 .. {self.vocab_size - 1}")
+
+    def _plan(self, item: BatchItem) -> _Part:
+        sequence = _own(item.sequence)
+        held = sequence.tokens
+        run = plan_run(self._longrope, held, sequence.long, item.tokens)
+        start = 0 if run.repeated else sequence.cached
+        tokens = np.array([*held[start:], *item.tokens], np.int64)
+        return _Part(sequence, item, tokens, start, len(held) - start, run.long)
+
+    def _check_memory(self, parts: Items[_Part]) -> None:
+        if self._limit is None:
+            return
+        growing = {id(part.sequence): part for part in parts if len(part.item.tokens)}
+        others = {id(s.cache): s.cache.nbytes for key, s in self._sequences.items() if key not in growing}
+        needed = sum(others.values()) + sum(
+            part.sequence.cache.nbytes_with(part.start + len(part.tokens)) for part in growing.values()
+        )
+        if needed > self._limit:
+            raise OutOfMemoryError(
+                f"caches of {needed} bytes would exceed kv_cache_limit of {self._limit};"
+                " close sequences, shorten them or raise kv_cache_limit"
+            )
+
+    def _run(self, decoder: Decoder, part: _Part, options: Any) -> None:
+        """Run one item in pieces; its sequence is changed by ``commit`` only."""
+        if not len(part.item.tokens):
+            return
+        part.sequence.cached = min(part.sequence.cached, part.start)  # what follows may be overwritten
+        at, total = 0, len(part.tokens)
+        cache = part.sequence.cache.prepare(part.start, part.start + total)
+        wants_all = part.item.logits == "all"
+        while at < total:
+            if self._cancelled:
+                raise Cancelled("the computation was cancelled")
+            end = self._end_of_piece(part, at)
+            rows = "none"
+            if wants_all and end > part.silent:
+                rows = "all"
+            elif part.item.logits == "last" and end == total:
+                rows = "last"
+            cache, logits = decoder.run(cache, part.tokens[at:end], part.start + at, rows, options)
+            if logits is not None:
+                part.logits.append(logits[max(part.silent - at, 0) :] if rows == "all" else logits)
+            at = end
+        part.cache = cache
+
+    def _end_of_piece(self, part: _Part, at: int) -> int:
+        """Where the run that begins at token ``at`` ends."""
+        total = len(part.tokens)
+        if self._longrope is not None and part.long:
+            switch = self._io.switch_length or 0
+            if part.start + at <= switch:
+                return total  # the graph chooses its rotary tables by the length of this very run
+        if part.item.logits == "all" and self._io.last_row_only and at >= part.silent:
+            return at + 1
+        end = min(at + MAX_ROWS, total)
+        return part.silent if part.item.logits == "all" and at < part.silent < end else end
+
+    def cancel(self) -> None:
+        """Make a running ``forward`` in another thread raise Cancelled soon."""
+        options = self._running
+        if options is not None:
+            self._cancelled = True
+            options.terminate = True
+
+    def close(self) -> None:
+        """Release the model; sequences of this session become useless."""
+        self._decoder = None
+        self._sequences.clear()
+
+
+def _own(sequence: Sequence) -> OnnxRuntimeSequence:
+    if not isinstance(sequence, OnnxRuntimeSequence):
+        raise TypeError(f"an ONNX Runtime session runs its own sequences, not {type(sequence).__name__}")
+    return sequence
+
+
+def _explained(error: Exception) -> Exception:
+    """ONNX Runtime's errors as nybble's; others as they are."""
+    if type(error).__module__.startswith("onnxruntime"):
+        return DeviceError(f"ONNX Runtime failed: {str(error)[:500]}")
+    return error
