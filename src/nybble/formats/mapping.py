@@ -31,9 +31,14 @@ def map_file(path: Path, kind: str) -> mmap.mmap:
         if os.fstat(file.fileno()).st_size == 0:
             raise FormatError(f"{path}: the file is empty")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    track(data)
+    return data
+
+
+def track(data: mmap.mmap) -> None:
+    """Makes a mapping that was opened elsewhere one of those whose pages are given back."""
     _advise(data, "MADV_HUGEPAGE")  # pages of 2 MB: a tenth faster to stream weights from
     _mapped.add(data)
-    return data
 
 
 def release_pages() -> None:
