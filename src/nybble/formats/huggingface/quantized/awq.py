@@ -39,7 +39,6 @@ from nybble.formats.huggingface.quantized.packing import (
     Words,
     flat,
     items_of,
-    pack_rows,
     unpack_rows,
     words_for,
     words_of,
@@ -50,8 +49,6 @@ Bytes = npt.NDArray[np.uint8]
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Feature of each nibble of a word (gemm)."""
-PLACES = tuple(int(place) for place in np.argsort(ORDER))
-"""Nibble of each feature."""
 PIECES = frozenset({"qweight", "qzeros", "scales"})
 
 
@@ -129,11 +126,11 @@ def _read_gemm(pieces: Pieces, group_size: int) -> Tensor:
     qzeros = pieces.take("qzeros", ("i32",), (columns // size, rows // 8))
 
     def zero_points() -> Bytes:
-        return np.ascontiguousarray(_ordered(words_of(qzeros)).T)
+        return _features(words_of(qzeros))
 
     def parts(with_zeros: bool) -> AffineParts:
         return AffineParts(
-            np.ascontiguousarray(_ordered(words_of(qweight)).T),
+            _features(words_of(qweight)),
             items_of(scales).transpose(1, 0, 2),
             zero_points() if with_zeros else None,
         )
@@ -141,23 +138,32 @@ def _read_gemm(pieces: Pieces, group_size: int) -> Tensor:
     return _weight(pieces, (rows, columns), size, scales, zero_points=zero_points, parts=parts)
 
 
-def _ordered(words: Words) -> Bytes:
-    """Codes of a row of words in the order of the features: uint8 (rows, 8 * words)."""
-    codes = unpack_rows(words, BITS, words.shape[1] * 8)
-    return codes.reshape(len(codes), -1, 8)[..., PLACES].reshape(len(codes), -1)
+def _features(words: Words) -> Bytes:
+    """Codes of each output feature: ``words`` (n, N / 8) to uint8 (N, n)."""
+    turned = np.ascontiguousarray(words.T)  # words, not codes: an eighth of the items
+    packed = turned.astype("<u4", copy=False).view(np.uint8).reshape(*turned.shape, 4)
+    out = np.empty((len(turned), 8, turned.shape[1]), np.uint8)
+    for place, feature in enumerate(ORDER):
+        half = packed[..., place // 2]
+        out[:, feature] = half >> np.uint8(4) if place % 2 else half & np.uint8(15)
+    return out.reshape(-1, turned.shape[1])
 
 
-def _disordered(codes: Bytes) -> Words:
-    """The reverse of ``_ordered``."""
-    mixed = codes.reshape(len(codes), -1, 8)[..., ORDER].reshape(len(codes), -1)
-    return pack_rows(mixed, BITS)
+def _words(codes: Bytes) -> Words:
+    """The reverse of ``_features``."""
+    features = codes.reshape(-1, 8, codes.shape[1])
+    packed = np.empty((len(features), codes.shape[1], 4), np.uint8)
+    for byte in range(4):
+        low, high = ORDER[2 * byte], ORDER[2 * byte + 1]
+        packed[..., byte] = features[:, low] | (features[:, high] << np.uint8(4))
+    return np.ascontiguousarray(packed.view("<u4")[..., 0].T)
 
 
 def _write_gemm(linear: QuantizedLinear, parts: Callable[[], AffineParts]) -> Iterator[Tensor]:
     groups = linear.groups
 
     def qweight() -> Bytes:
-        return flat(_disordered(np.ascontiguousarray(parts().codes.T)))
+        return flat(_words(parts().codes))
 
     def qzeros() -> Bytes:
         points = parts().zero_points
@@ -165,7 +171,7 @@ def _write_gemm(linear: QuantizedLinear, parts: Callable[[], AffineParts]) -> It
             points = np.full((linear.rows, groups), linear.form.middle, np.uint8)
         if int(points.max()) > 15:
             raise linear.refuse("AWQ", f"has zero points of 4 bits; one here is {int(points.max())}")
-        return flat(_disordered(np.ascontiguousarray(points.T)))
+        return flat(_words(points))
 
     def scales() -> Bytes:
         return flat(parts().scales.transpose(1, 0, 2))
