@@ -36,6 +36,7 @@ END_NAMES = (
 FILL_PAD_NAMES = ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")
 FILL_REPOSITORY_NAMES = ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")
 FILL_FILE_NAMES = ("<|file_sep|>",)
+KNOWN_ENDS = frozenset((*END_NAMES, *FILL_PAD_NAMES, *FILL_REPOSITORY_NAMES, *FILL_FILE_NAMES))
 # gpt-oss: structure that readers of the answer need, so it stays text.
 ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nybble.errors import FormatError, NotFoundError, UnsupportedError
-from nybble.text.end_tokens import end_tokens
+from nybble.text.end_tokens import ALWAYS_TEXT, end_tokens
 from nybble.text.tokenizer import SpecialIds, Tokenizer
 from nybble.text.vocabulary import Spelling, TokenType, Vocabulary, byte_of
+from nybble.text.word_piece import marked_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -29,8 +30,9 @@ class _HuggingFaceEncoder:
     """Two copies of one tokenizer, because the switch for special tokens is not safe to flip
     while another thread encodes. The second is made when untrusted text first comes."""
 
-    def __init__(self, parsing: tokenizers.Tokenizer) -> None:
+    def __init__(self, parsing: tokenizers.Tokenizer, ends: list[str]) -> None:
         self._parsing = parsing
+        self._ends = ends
         self._plain: tokenizers.Tokenizer | None = None
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
@@ -42,13 +44,20 @@ class _HuggingFaceEncoder:
             import tokenizers
 
             plain = tokenizers.Tokenizer.from_str(self._parsing.to_str())
+            # End tokens that the file does not call special (Phi-3's </s>): text must not spell them either.
+            plain.add_special_tokens(self._ends)
             plain.encode_special_tokens = True
             self._plain = plain
         return self._plain
 
 
 def build_folder_tokenizer(folder: Path) -> Tokenizer:
-    """A tokenizer from a folder.
+    """A tokenizer from a folder; errors as ``read_folder_tokenizer``."""
+    return read_folder_tokenizer(folder)[0]
+
+
+def read_folder_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """A tokenizer from a folder, and its tokenizer.json as data.
 
     NotFoundError: there is no tokenizer.json. FormatError: it is broken. UnsupportedError: its
     decoder is of a kind whose bytes nybble cannot tell.
@@ -69,11 +78,18 @@ def build_folder_tokenizer(folder: Path) -> Tokenizer:
     runner.no_padding()
     runner.no_truncation()
     decoder_kinds = set(_kinds(description.get("decoder")))
-    vocabulary = _vocabulary(runner, _spelling(decoder_kinds, path))
+    word_piece = description["model"].get("type") == "WordPiece"
+    spelling: Spelling = "sentencepiece" if word_piece else _spelling(decoder_kinds, path)
+    vocabulary = _vocabulary(runner, spelling, word_piece=word_piece)
     config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
     special = _special_ids(runner, config, _json(folder / "generation_config.json"))
     for token_id in special.eos:
         vocabulary.types[token_id] = TokenType.CONTROL
+    ends = [vocabulary.texts[token_id] for token_id in sorted(special.eos)]
+    for name in ALWAYS_TEXT:
+        token_id_or_none = runner.token_to_id(name)
+        if token_id_or_none is not None:
+            vocabulary.types[token_id_or_none] = TokenType.USER_DEFINED
     prefix, suffix = _around(runner)
     for key, ids, token in (
         ("add_bos_token", prefix, special.bos),
@@ -81,14 +97,15 @@ def build_folder_tokenizer(folder: Path) -> Tokenizer:
     ):
         if isinstance(config.get(key), bool):
             ids[:] = [token] if config[key] and token is not None else []
-    return Tokenizer(
+    built = Tokenizer(
         vocabulary,
-        _HuggingFaceEncoder(runner),
+        _HuggingFaceEncoder(runner, ends),
         special,
         prefix=prefix,
         suffix=suffix,
-        space_prefix="Strip" in decoder_kinds or _metaspace_prefix(description),
+        space_prefix=word_piece or "Strip" in decoder_kinds or _metaspace_prefix(description),
     )
+    return built, description
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def _metaspace_prefix(description: dict[str, Any]) -> bool:
     return bool(decoder.get("prepend_scheme", fallback) != "never")
 
 
-def _vocabulary(runner: tokenizers.Tokenizer, spelling: Spelling) -> Vocabulary:
+def _vocabulary(runner: tokenizers.Tokenizer, spelling: Spelling, *, word_piece: bool) -> Vocabulary:
     ids = runner.get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
     if size > 16 * len(ids) + 1024:
@@ -143,6 +160,11 @@ def _vocabulary(runner: tokenizers.Tokenizer, spelling: Spelling) -> Vocabulary:
         types[[i for text, i in ids.items() if byte_of(text) is not None]] = TokenType.BYTE
     for token_id, added in runner.get_added_tokens_decoder().items():
         types[token_id] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+    if word_piece:
+        # Mark the begin of a word, as the other vocabularies do, instead of its rest.
+        words = np.flatnonzero(types == TokenType.NORMAL).tolist()
+        for token_id in words:
+            texts[token_id] = marked_text(texts[token_id])
     return Vocabulary(texts, types, spelling)
 
 

@@ -186,7 +186,7 @@ def describe(metadata: Mapping[str, object]) -> GGUFDescription:
     if data.flag("treat_whitespace_as_suffix", False):
         raise UnsupportedError("tokenizers that put the space behind the word are not supported")
     prefix, suffix = _around(data, model, row, special, len(texts))
-    user, steering, left, right = _found_by_name(data, model, vocabulary, ids)
+    user, steering, left, right = _found_by_name(data, model, vocabulary, file_types, ids)
     return GGUFDescription(
         keys=data,
         model=model,
@@ -275,15 +275,23 @@ def _around(
 
 
 def _found_by_name(
-    data: TokenizerKeys, model: str, vocabulary: Vocabulary, ids: dict[str, int]
+    data: TokenizerKeys,
+    model: str,
+    vocabulary: Vocabulary,
+    file_types: npt.NDArray[np.uint8],
+    ids: dict[str, int],
 ) -> tuple[list[int], list[int], frozenset[int], frozenset[int]]:
     """(tokens found in any text, in trusted text only, eating white space before, after them)."""
     types = vocabulary.types
     user = vocabulary.of_type(TokenType.USER_DEFINED)
+    steering = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
+    # Control tokens that are kept in the answer's text: untrusted text must not spell them all the same.
+    kept = {i for i in user if file_types[i] in (TokenType.CONTROL, TokenType.UNKNOWN)}
+    user = [i for i in user if i not in kept]
+    steering += sorted(kept)
     if model == "gemma4":
         # Runs of newlines are tokens that no merge makes.
         user += [i for text, i in ids.items() if not text.strip("\n") and types[i] == TokenType.NORMAL]
-    steering = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
     right: frozenset[int] = frozenset()
     name = str(data.get("general.name") or "").lower()
     if model == "llama" and ("phi-3" in name or "phi3" in name or all(mark in ids for mark in _PHI3_MARKS)):

@@ -18,6 +18,7 @@ from nybble.text.gguf_description import GGUFDescription
 from nybble.text.merges import merges_from_scores
 from nybble.text.pretokenizers import PreTokenizer
 from nybble.text.vocabulary import SPACE_MARK, TokenType
+from nybble.text.word_piece import plain_text
 
 Json = dict[str, Any]
 
@@ -54,14 +55,6 @@ def token_count(found: GGUFDescription) -> int:
     while count > 1 and types[count - 1] == TokenType.UNUSED and texts[count - 1] == f"[PAD{count - 1}]":
         count -= 1
     return count
-
-
-def word_piece_text(text: str) -> str:
-    """A token as WordPiece spells it; GGUF marks the begin of a word instead of the rest."""
-    if text.startswith(SPACE_MARK):
-        return text[1:]
-    # Names such as [CLS] and [unused0] have no mark in either form.
-    return text if text.startswith("[") and text.endswith("]") else "##" + text
 
 
 def _added_tokens(found: GGUFDescription) -> list[Json]:
@@ -249,7 +242,7 @@ def _word_piece_vocabulary(found: GGUFDescription, size: int) -> dict[str, int]:
     steering = set(found.steering)
     names: dict[str, int] = {}
     for i, text in enumerate(found.vocabulary.texts[:size]):
-        name = text if i in steering else word_piece_text(text)
+        name = text if i in steering else plain_text(text)
         if name in names:
             raise FormatError(
                 f"tokens {names[name]} and {i} of the vocabulary are both {name!r} in WordPiece"

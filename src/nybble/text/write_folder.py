@@ -15,8 +15,10 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.errors import NotFoundError, UnsupportedError
 from nybble.text.gguf_description import GGUFDescription, describe
 from nybble.text.gguf_tokenizer import no_garbage_collection
+from nybble.text.sentencepiece_model import Piece, write_model
 from nybble.text.tokenizer import FolderTokenizerSource, GGUFTokenizerSource
-from nybble.text.tokenizer_json import tokenizer_json
+from nybble.text.tokenizer_json import token_count, tokenizer_json
+from nybble.text.vocabulary import TokenType
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,8 +41,9 @@ _SAMPLING = {
 
 def folder_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files by name: tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-    generation_config.json, chat_template.jinja if the model has a template, and what else a source
-    folder has. Empty when the checkpoint has no tokenizer. The same checkpoint gives the same bytes.
+    generation_config.json, chat_template.jinja if the model has one template, tokenizer.model for
+    SentencePiece vocabularies, and what else a source folder has. Empty when the checkpoint has no
+    tokenizer. The same checkpoint gives the same bytes.
 
     Raises:
         NotFoundError: the source folder has no tokenizer.json.
@@ -81,9 +84,35 @@ def _made(metadata: Mapping[str, object], checkpoint: Checkpoint) -> dict[str, b
         "special_tokens_map.json": _json(special, indent=2),
         "generation_config.json": _json(_generation_config(found, checkpoint.metadata), indent=2),
     }
-    if checkpoint.chat_template is not None:
+    if found.model in ("llama", "t5"):
+        files["tokenizer.model"] = _sentencepiece_model(found)
+    if checkpoint.chat_template is not None and not checkpoint.chat_templates:
+        # With named templates beside it the default one stays in tokenizer_config.json: transformers
+        # would read this file alone.
         files["chat_template.jinja"] = checkpoint.chat_template.encode()
     return files
+
+
+def _sentencepiece_model(found: GGUFDescription) -> bytes:
+    """tokenizer.model: scores and types, which tokenizer.json has no place for. Programs that make GGUF
+    files from folders read them there."""
+    special, count = found.special, token_count(found)
+    kinds = found.file_types[:count].tolist()
+    for i, kind in enumerate(kinds):
+        if kind == TokenType.UNKNOWN and i != special.unk:
+            kinds[i] = int(TokenType.CONTROL)  # SentencePiece has one unknown token
+    if special.unk is not None:
+        kinds[special.unk] = int(TokenType.UNKNOWN)
+    triples = zip(found.vocabulary.texts, found.scores()[:count].tolist(), kinds, strict=False)
+    return write_model(
+        [Piece(text, score, kind) for text, score, kind in triples],
+        "bpe" if found.model == "llama" else "unigram",
+        {"unk": special.unk, "bos": special.bos, "eos": special.main_eos, "pad": special.pad},
+        byte_fallback=TokenType.BYTE in kinds,
+        charsmap=found.keys.raw_bytes("precompiled_charsmap"),
+        space_prefix=found.space_prefix,
+        merge_spaces=found.model == "t5" and found.merge_spaces,
+    )
 
 
 def _json(value: object, indent: int | None = None) -> bytes:
@@ -146,7 +175,7 @@ def _generation_config(found: GGUFDescription, metadata: Mapping[str, object]) -
     if special.bos is not None:
         config["bos_token_id"] = special.bos
     ends = sorted(special.eos, key=lambda i: (i != special.main_eos, i))
-    if ends:
+    if ends and found.model != "bert":  # an encoder's text has no end to generate
         config["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if special.pad is not None:
         config["pad_token_id"] = special.pad
