@@ -27,6 +27,8 @@ COMMANDS = {
     "list": "models in the cache, and those known by name",
     "remove": "delete models from the cache",
     "inspect": "what a model file holds, without loading it",
+    "convert": "write a model in another format",
+    "verify": "compare a converted model with its manifest",
     "devices": "devices found, the one chosen, and why",
     "bench": "measure prefill and decode",
     "version": "versions of nybble and what it runs on",

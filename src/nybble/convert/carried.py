@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.forms import ROPE_FREQS
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.blocks import REBUILDABLE, Record, header_bytes, kept, rebuilt
-from nybble.convert.relation import PLAIN_FLOATS, Seen
+from nybble.convert.relation import PLAIN_FLOATS, Look
 from nybble.errors import FormatError, NybbleError
 from nybble.formats.gguf.metadata import GGUFMetadata
 from nybble.text.tokenizer import GGUFTokenizerSource
@@ -53,25 +53,17 @@ class BlockKeeper:
         self._file: BinaryIO | None = None
         self._position = 0
 
-    def of(self, tensor: Tensor) -> Seen | None:
+    def of(self, tensor: Tensor) -> Look | None:
         """What wants to see the pieces of a tensor; None where its record is there already."""
         if tensor.name in self.index or tensor.encoding.name not in REBUILDABLE:
             return None
-        entry = {"encoding": tensor.encoding.name, "offset": self._position, "pieces": []}
+        pieces: list[list[int]] = []
+        entry = {"encoding": tensor.encoding.name, "offset": self._position, "pieces": pieces}
         self.index[tensor.name] = entry
-        pieces: list[list[int]] = entry["pieces"]  # type: ignore[assignment]
+        return _Keeping(tensor.encoding, self.write, pieces)
 
-        def see(part: Bytes, values: Floats) -> None:
-            record = kept(tensor.encoding, values, part)
-            if record.headers is not None:
-                self._write(record.headers)
-            self._write(record.places.astype("<u4").view(np.uint8))
-            self._write(record.whole)
-            pieces.append([record.count, int(record.headers is not None), len(record.places)])
-
-        return see
-
-    def _write(self, data: Bytes) -> None:
+    def write(self, data: Bytes) -> None:
+        """Appends to the file, which is made when there is something to write."""
         if not data.size:
             return
         if self._file is None:
@@ -85,6 +77,25 @@ class BlockKeeper:
             return []
         self._file.close()
         return [self.path]
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """Makes the records of one tensor's pieces."""
+
+    row: Encoding
+    write: Callable[[Bytes], None]
+    pieces: list[list[int]]
+
+    def see(self, part: Bytes, values: Floats) -> Record:
+        return kept(self.row, values, part)
+
+    def take(self, made: Record) -> None:
+        if made.headers is not None:
+            self.write(made.headers)
+        self.write(made.places.astype("<u4").view(np.uint8))
+        self.write(made.whole)
+        self.pieces.append([made.count, int(made.headers is not None), len(made.places)])
 
 
 def _records(entry: Mapping[str, Any], row: Encoding, data: Bytes) -> Iterator[Record]:

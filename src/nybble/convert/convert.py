@@ -33,7 +33,7 @@ from nybble.convert.manifest import (
     tensor_entries,
 )
 from nybble.convert.plan import TensorPlan, make_plan, planned_size
-from nybble.convert.relation import Seen, recoded
+from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
 from nybble.convert.targets import Destination, destination
 from nybble.convert.verify import is_unchanged
@@ -196,11 +196,11 @@ class _Worker:
                 plan.target,
                 transcoded=plan.relation.how == "transcoded",
                 done=None if exact else self._note(plan.tensor.name),
-                seen=self._look(plan) if exact and plan.target.block_size == 1 else None,
+                look=self._look(plan) if exact and plan.target.block_size == 1 else None,
             )
         return _releasing(tensor)
 
-    def _look(self, plan: TensorPlan) -> Callable[[], Seen | None] | None:
+    def _look(self, plan: TensorPlan) -> Callable[[], Look | None] | None:
         keeper = self._keeper
         return None if keeper is None else lambda: keeper.of(plan.tensor)
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 
-@dataclass
+@dataclass(frozen=True)
 class ValueErrors:
-    """Differences of values, added up piece by piece in float64."""
+    """Differences of some values. Those of several pieces are added with ``+``, always in the same order,
+    so that the same values give the same sums."""
 
     elements: int = 0
     max_error: float = 0.0
@@ -21,16 +22,28 @@ class ValueErrors:
     squared_values: float = 0.0
     """Sum of the squared values that were meant."""
 
-    def add(self, meant: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> None:
-        """One more piece. Equal values count as no error, NaN beside NaN too."""
-        self.elements += meant.size
-        wide = meant.astype(np.float64).reshape(-1)
-        self.squared_values += float(np.dot(wide, wide))
-        if np.array_equal(meant, got, equal_nan=True):
-            return
-        difference = np.subtract(got, meant, dtype=np.float64).reshape(-1)
-        self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0.0)))
-        self.squared_error += float(np.dot(difference, difference))
+    @classmethod
+    def of(cls, meant: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> ValueErrors:
+        """The differences of one piece. NaN beside NaN counts as equal."""
+        meant, got = meant.reshape(-1), got.reshape(-1)
+        if not meant.size:
+            return cls()
+        # Products are added in pairs, in float32: no machine's vector length can be seen in the sum.
+        squares = float(np.sum(meant * meant))
+        difference = np.subtract(got, meant)
+        largest = max(float(difference.max()), -float(difference.min()))
+        if largest == 0.0 or (math.isnan(largest) and np.array_equal(meant, got, equal_nan=True)):
+            return cls(meant.size, 0.0, 0.0, squares)
+        np.multiply(difference, difference, out=difference)
+        return cls(meant.size, largest, float(np.sum(difference)), squares)
+
+    def __add__(self, other: ValueErrors) -> ValueErrors:
+        return ValueErrors(
+            self.elements + other.elements,
+            max(self.max_error, other.max_error),
+            self.squared_error + other.squared_error,
+            self.squared_values + other.squared_values,
+        )
 
     @property
     def exact(self) -> bool:

@@ -109,7 +109,10 @@ def _plan_one(
         if found.kind == "exact":
             return target, found, False
     target = encoding(rules.nearest(tensor))
-    return target, relation(tensor.encoding, target, tensor.shape[-1]), False
+    found = relation(tensor.encoding, target, tensor.shape[-1])
+    if found.how == "transcoded":
+        found = relation_of(tensor, target)
+    return target, found, rules.prescribes
 
 
 def _preferred(
@@ -212,7 +215,8 @@ def _why(plan: TensorPlan) -> str:
         return plan.relation.reason
     if plan.change is not None and not plan.change.exact:
         return f"{plan.change.what} loses up to {plan.change.max_error:.2g} in float32"
-    return f"values would be {plan.relation.how} as {plan.target.name}"
+    because = f": {plan.relation.reason}" if plan.relation.reason else ""
+    return f"would be {plan.relation.how} as {plan.target.name}{because}"
 
 
 def _choices(problems: Sequence[TensorPlan], plans: Sequence[TensorPlan], rules: Rules) -> list[str]:
@@ -231,9 +235,7 @@ def _choices(problems: Sequence[TensorPlan], plans: Sequence[TensorPlan], rules:
             lines.append(f"  --encoding {name:<8} exact: {size / 1e9:.2f} GB in all")
         rest = [name for name in names if name != "f32"]
         if rest:
-            lines.append(
-                f"  --encoding NAME    one of {', '.join(rest)}: each tensor is made anew from its values"
-            )
+            lines.append(f"  --encoding NAME    made anew from the values: {', '.join(rest)}")
     if any(bits_of(plan.tensor.encoding) < 16 for plan in problems):
         lines.append("  another target     see docs/conversion.md for what fits where")
     return lines

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from nybble.checkpoint.encodings import Encoding
 from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.errors import ValueErrors
+from nybble.convert.threads import in_order
 from nybble.convert.transcode import ggml_affine
 from nybble.errors import ConversionError
 
@@ -36,8 +37,8 @@ Kind = Literal["exact", "lossy", "refused"]
 
 PLAIN_FLOATS = ("f32", "f16", "bf16")
 INTEGERS = ("i8", "i16", "i32", "i64")
-CHUNK = 1 << 21
-"""Elements that are decoded at a time."""
+CHUNK = 1 << 17
+"""Elements that a thread works on at a time: they stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,16 @@ def relation_of(tensor: Tensor, target: Encoding) -> Relation:
     return Relation("lossy", "quantized" if target.block_size > 1 else "rounded", reason=lost)
 
 
-Seen = Callable[[Bytes, Floats], None]
-"""Gets one piece after another: encoded bytes of the source, and their values."""
+class Look(Protocol):
+    """Sees the pieces of a tensor go by."""
+
+    def see(self, part: Bytes, values: Floats) -> Any:
+        """Makes something of the source's encoded bytes and their values; called in several threads."""
+        ...
+
+    def take(self, made: Any) -> None:
+        """Gets what ``see`` returned, in the pieces' order."""
+        ...
 
 
 def recoded(
@@ -101,39 +110,48 @@ def recoded(
     *,
     transcoded: bool = False,
     done: Callable[[ValueErrors], None] | None = None,
-    seen: Callable[[], Seen | None] | None = None,
+    look: Callable[[], Look | None] | None = None,
 ) -> Tensor:
     """The tensor in another encoding, computed when its data is asked for.
 
     Args:
         tensor: where it comes from.
-        target: an encoding to which the relation is not refused.
+        target: an encoding to which the relation is not refused; its own: nothing is done.
         transcoded: move codes and scales (``relation_of`` said that this is exact) instead of
             quantizing the values anew.
         done: gets the differences of the values each time that the data was computed.
-        seen: called each time that the data is computed; what it returns, if anything, gets the pieces.
+        look: called each time that the data is computed; what it returns, if anything, sees the pieces.
 
     The data raises ConversionError where a value does not fit in the target at all.
     """
 
+    if tensor.encoding.name == target.name:
+        return tensor
+
     def data() -> Bytes:
-        look = None if seen is None else seen()
-        out = np.empty(target.nbytes(math.prod(tensor.shape)), np.uint8)
-        errors = ValueErrors()
-        position = 0
-        for part in _pieces(tensor):
-            values = None if transcoded and done is None else tensor.encoding.dequantize(part)
+        looking = None if look is None else look()
+
+        def work(part: Bytes) -> tuple[Bytes, ValueErrors, Any]:
+            if transcoded and done is None:
+                return _transcoded(tensor, part, target), ValueErrors(), None
+            values = tensor.encoding.dequantize(part)
             encoded = _transcoded(tensor, part, target) if transcoded else _quantized(tensor, values, target)
+            errors = ValueErrors()
+            if done is not None:
+                errors = ValueErrors.of(values, target.dequantize(encoded))
+            return encoded, errors, None if looking is None else looking.see(part, values)
+
+        out = np.empty(target.nbytes(math.prod(tensor.shape)), np.uint8)
+        total = ValueErrors()
+        position = 0
+        for encoded, errors, made in in_order(work, _pieces(tensor)):
             out[position : position + encoded.size] = encoded
             position += encoded.size
-            if values is None:
-                continue
-            if done is not None:
-                errors.add(values, values if target.name == "f32" else target.dequantize(encoded))
-            if look is not None:
-                look(part, values)
+            total = total + errors
+            if looking is not None:
+                looking.take(made)
         if done is not None:
-            done(errors)
+            done(total)
         return out
 
     return tensor.changed(encoding=target, data=data)
@@ -149,7 +167,7 @@ def _first_lost(tensor: Tensor, target: Encoding) -> str | None:
         if moved:
             found = ggml_affine.transcode(part, tensor.encoding.name, target.name, tensor.shape[-1])
             if isinstance(found, ggml_affine.Inexact):
-                return f"block by block it does not fit: {found.reason}"
+                return found.reason
             continue
         if target.quantize is None:
             return "values would change"
@@ -170,8 +188,8 @@ def _transcoded(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes:
     return moved
 
 
-def _quantized(tensor: Tensor, values: Floats | None, target: Encoding) -> Bytes:
-    assert target.quantize is not None and values is not None
+def _quantized(tensor: Tensor, values: Floats, target: Encoding) -> Bytes:
+    assert target.quantize is not None
     try:
         encoded = target.quantize(values)
     except ValueError as error:

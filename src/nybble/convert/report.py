@@ -127,29 +127,36 @@ class Report:
         }
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Lines of a table: tensors, how many, from, to, relation, bits a weight, errors, how."""
-        for group in self.groups():
-            lossy = group.relation == "lossy"
-            yield (
-                group.name,
-                str(group.tensors),
-                group.source,
-                group.target,
-                group.relation,
-                f"{8 * group.nbytes / group.parameters:.4g}" if group.parameters else "-",
-                f"{group.max_error:.3g}" if lossy else "-",
-                f"{group.relative_error:.3g}" if lossy else "-",
-                group.how,
-            )
+        """Lines of a table under ``HEADER``: tensors that were treated alike together."""
+        return map(_row, self.groups())
+
+    def tensor_rows(self) -> Iterator[tuple[str, ...]]:
+        """Lines of a table under ``HEADER``, one a tensor."""
+        return (_row(_group([tensor], tensor.name)) for tensor in self.tensors)
 
     HEADER = ("TENSORS", "COUNT", "FROM", "TO", "RELATION", "BITS/WEIGHT", "MAX ERROR", "REL. ERROR", "HOW")
     RIGHT = ("COUNT", "BITS/WEIGHT", "MAX ERROR", "REL. ERROR")
 
 
-def _group(members: Sequence[TensorReport]) -> Group:
+def _row(group: Group) -> tuple[str, ...]:
+    lossy = group.relation != "exact"
+    return (
+        group.name,
+        str(group.tensors),
+        group.source,
+        group.target,
+        group.relation,
+        f"{8 * group.nbytes / group.parameters:.4g}" if group.parameters else "-",
+        f"{group.max_error:.3g}" if lossy else "-",
+        f"{group.relative_error:.3g}" if lossy else "-",
+        group.how,
+    )
+
+
+def _group(members: Sequence[TensorReport], name: str | None = None) -> Group:
     first = members[0]
     return Group(
-        name=_common_name([tensor.name for tensor in members]),
+        name=_common_name([tensor.name for tensor in members]) if name is None else name,
         source=first.source,
         target=first.target,
         relation=first.relation,

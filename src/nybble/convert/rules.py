@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nybble.checkpoint.encodings import ENCODINGS, Encoding
+from nybble.checkpoint.encodings import ENCODINGS, Encoding, encoding
 from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.forms import FormName
 from nybble.checkpoint.tensor import Tensor
@@ -144,13 +144,25 @@ def affine_candidates(tensor: Tensor, scales: Sequence[str] = ("f16", "f32")) ->
     )
 
 
+_AFFINE = tuple(
+    f"int{bits}_g{group}_{scale}{zero}"
+    for bits in (4, 8)
+    for group in (32, 128)
+    for scale in ("f16", "f32")
+    for zero in ("", "_z")
+)
+
+
 def known_encodings(rules: Rules, tensor: Tensor) -> list[str]:
-    """Names that ``--encoding`` may have for the tensor: those that can be made."""
+    """Names that ``--encoding`` may have for the tensor: those that can be made; of affine ones the usual."""
+    rows = [
+        *(row for row in ENCODINGS.values() if row.name not in (*INTEGERS, "f64")),
+        *map(encoding, _AFFINE),
+    ]
     return [
-        name
-        for name, row in ENCODINGS.items()
+        row.name
+        for row in rows
         if row.quantize is not None
         and rules.holds(tensor, row)
-        and name not in (*INTEGERS, "f64")
         and not (tensor.shape and tensor.shape[-1] % row.block_size)
     ]
