@@ -127,10 +127,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         from nybble.formats.huggingface.checkpoint import read_huggingface_checkpoint
 
         return read_huggingface_checkpoint(path)
+    if _is_onnx(path):
+        from nybble.formats.onnx.read import read_onnx_checkpoint
+
+        return read_onnx_checkpoint(path)
     kind = f"{path.suffix or 'such'} files" if path.is_file() else "this folder"
     raise UnsupportedError(
-        f"{path}: nybble cannot read {kind}; it reads GGUF files (*.gguf) and Hugging Face folders"
-        " (config.json and *.safetensors)"
+        f"{path}: nybble cannot read {kind}; it reads GGUF files (*.gguf), Hugging Face folders"
+        " (config.json and *.safetensors), and ONNX decoders (*.onnx, genai_config.json)"
     )
 
 
@@ -141,6 +145,13 @@ def _is_huggingface(path: Path) -> bool:
             (path / "config.json").is_file() and not any(path.rglob("*.onnx"))
         )
     return path.name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether a path is an ONNX file or a folder with one."""
+    from nybble.formats.onnx.folder import is_onnx
+
+    return path.exists() and is_onnx(path)
 
 
 def _model(
