@@ -20,7 +20,7 @@ GREEDY = {"temperature": 0}
 # -- what is refused --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.onnx", "model"])
+@pytest.mark.parametrize("name", ["model.bin", "model"])
 def test_other_formats_are_named(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"something else")
