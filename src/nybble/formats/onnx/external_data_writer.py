@@ -41,8 +41,7 @@ def place(groups: Sequence[InitializerGroup]) -> tuple[list[Placed], int]:
         for number, item in enumerate(group.initializers):
             begin = _aligned(end, item.nbytes)
             placed.append(Placed(item, begin))
-            if number == 0:
-                placed += [Placed(alias, begin) for alias in group.aliases]
+            placed += [Placed(alias, begin) for at, alias in group.aliases if at == number]
             end = begin + item.nbytes
     return placed, end
 

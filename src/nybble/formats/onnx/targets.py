@@ -53,6 +53,28 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 pack_qkv=False,
                 provider_options={"enable_graph_capture": "1"},
             ),
+            Target(
+                "onnx-portable",
+                "any runtime: standard operators only, float32 activations, weights as they are",
+                "f32",
+                rotary_in_attention=False,
+                pack_qkv=False,
+                portable=True,
+                opset=26,
+                ir_version=13,
+            ),
+            Target(
+                "onnx-portable-int4",
+                "any runtime: standard operators only, float32 activations, int4 weights",
+                "f32",
+                weights="int4",
+                method="rtn",
+                rotary_in_attention=False,
+                pack_qkv=False,
+                portable=True,
+                opset=26,
+                ir_version=13,
+            ),
         )
     }
 )

@@ -21,7 +21,6 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 CONFIG_KEY = "nybble.config"
 """Key of ``metadata_props``: the ModelConfig as JSON, which the graph alone would not tell in full."""
-_OPSET, _IR_VERSION = 22, 10
 
 
 def write_onnx_folder(
@@ -64,8 +63,8 @@ def write_onnx_folder(
         graph,
         placed,
         DATA_FILE,
-        opsets={"": _OPSET, "com.microsoft": 1},
-        ir_version=_IR_VERSION,
+        opsets={"": chosen.opset} if chosen.portable else {"": chosen.opset, "com.microsoft": 1},
+        ir_version=chosen.ir_version,
         metadata={CONFIG_KEY: config, "nybble.target": chosen.name},
     )
     (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
@@ -73,7 +72,9 @@ def write_onnx_folder(
     genai = genai_config(checkpoint.config, graph, chosen, generation_config(files, checkpoint.metadata))
     files["genai_config.json"] = (json.dumps(genai, indent=4) + "\n").encode()
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)  # named chat templates have a folder of their own
+        path.write_bytes(data)
 
 
 def onnx_folder_bytes(checkpoint: Checkpoint, target: str | Target, method: Method | None = None) -> int:

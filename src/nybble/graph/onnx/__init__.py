@@ -1,4 +1,5 @@
-"""The graph's operators as ONNX nodes, for ONNX Runtime: a table of expansions, and ``lower``."""
+"""The graph's operators as ONNX nodes: a table of expansions for ONNX Runtime's own operators, one for
+standard operators, and ``lower``."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
 from nybble.errors import UnsupportedError
 from nybble.graph.graph import Node, Value
-from nybble.graph.onnx import attention, elementwise, linear, norms, rotary
+from nybble.graph.onnx import attention, elementwise, linear, norms, portable, rotary
 from nybble.graph.onnx.lowering import Lowering, Projection, Rotated, Sum
 from nybble.graph.onnx.nodes import OnnxGraph
 from nybble.graph.onnx.target import Method, Target
 from nybble.models import build_graph
 
-__all__ = ["EXPANSIONS", "lower"]
+__all__ = ["EXPANSIONS", "PORTABLE_EXPANSIONS", "lower"]
 
 Expansion = Callable[[Lowering, Node], None]
 
@@ -37,6 +38,16 @@ EXPANSIONS: Mapping[str, Expansion] = MappingProxyType(
     }
 )
 """What each operator becomes in ONNX Runtime's form."""
+
+PORTABLE_EXPANSIONS: Mapping[str, Expansion] = MappingProxyType(
+    {
+        **EXPANSIONS,
+        "rms_norm": portable.rms_norm,
+        "rotary": portable.rotary,
+        "attention": portable.attention,
+    }
+)
+"""What each operator becomes in standard operators."""
 
 _MAKERS: Mapping[type, Callable[[Lowering, Value, Any], str]] = {
     Projection: linear.make_projection,
@@ -67,14 +78,16 @@ def lower(checkpoint: Checkpoint, target: Target, method: Method | None = None) 
             f"norm weights have an offset of {config.rms_norm_offset:g}; bring the checkpoint into ONNX form"
             " first"
         )
-    check_heads(config, target)
+    if not target.portable:
+        check_heads(config, target)
     graph = build_graph(checkpoint)
     lowering = Lowering(graph, config, checkpoint.tensors, target, method, makers=_MAKERS)
     attention.declare_inputs(lowering)
     if target.pack_qkv:
         lowering.packs = linear.find_packs(lowering, graph)
+    expansions = PORTABLE_EXPANSIONS if target.portable else EXPANSIONS
     for node in graph.nodes:
-        EXPANSIONS[node.operator](lowering, node)
+        expansions[node.operator](lowering, node)
     logits = lowering.name(graph.output, lowering.element_type)
     return lowering.finish(logits, attention.cache_outputs(lowering))
 

@@ -1,7 +1,8 @@
 """The operators linear and embedding, and which linears are one multiplication.
 
 Integer weights become ``MatMulNBits`` and ``GatherBlockQuantized``, float ones ``MatMul`` and
-``Gather``. A tied embedding is stored once.
+``Gather``; the portable form has its own for integers (``portable_integers``). A tied embedding is
+stored once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nybble.graph.graph import Graph, Node, Value
 from nybble.graph.onnx.lowering import Lowering, Matrix, Projection, node_path
 from nybble.graph.onnx.names import stem
 from nybble.graph.onnx.nodes import ElementType, Initializer
+from nybble.graph.onnx.portable_integers import blocked_embedding, blocked_product
 from nybble.graph.onnx.weights import (
     FLOATS,
     Rows,
@@ -42,6 +44,8 @@ def embedding(lowering: Lowering, node: Node) -> None:
     name = "/model/embed_tokens"
     if tensor.encoding.name in FLOATS and not _is_quantized(lowering, tensor):
         x = _gather(lowering, tensor, name)
+    elif lowering.target.portable:
+        x = blocked_embedding(lowering, tensor, _affine_encoding(lowering, tensor), name)
     else:
         x = _gather_quantized(lowering, tensor, name)
     factor = node.attributes["scale"]
@@ -65,6 +69,12 @@ def _encoding(lowering: Lowering, tensor: Tensor) -> Encoding:
     return written_encoding(tensor, lowering.target, lowering.method, output=output)
 
 
+def _affine_encoding(lowering: Lowering, tensor: Tensor) -> AffineFormat:
+    form = affine_format(_encoding(lowering, tensor).name)
+    assert form is not None
+    return form
+
+
 def _gather(lowering: Lowering, tensor: Tensor, name: str) -> str:
     element_type = lowering.element_type
     own: ElementType = "bf16" if tensor.encoding.name == "bf16" else "f16"
@@ -83,8 +93,7 @@ def _gather(lowering: Lowering, tensor: Tensor, name: str) -> str:
 
 
 def _gather_quantized(lowering: Lowering, tensor: Tensor, name: str) -> str:
-    form = affine_format(_encoding(lowering, tensor).name)
-    assert form is not None
+    form = _affine_encoding(lowering, tensor)
     rows, columns = tensor.shape
     tied = lowering.config.tie_word_embeddings
     data = Initializer(f"model.embed_tokens.weight_Q{form.bits}", "u8", (rows, columns * form.bits // 8))
@@ -182,6 +191,8 @@ def _multiply(
     source = lowering.name(x, lowering.element_type)
     if form is None:
         y = _float_product(lowering, own, rows, source)
+    elif lowering.target.portable:
+        y = blocked_product(lowering, own, rows, form, source)
     else:
         y = _integer_product(lowering, own, rows, form, source)
     if not biases:
@@ -237,7 +248,7 @@ def _nbits_initializers(
     ]
     if form.has_zero_point:
         items.append(Initializer(f"{base}_zero_points", "u8", (count, -(-blocks * form.bits // 8))))
-    aliases = () if alias is None else (alias,)
+    aliases = () if alias is None else ((0, alias),)
     return lowering.initializers(items, lambda: nbits_arrays(rows, form, element_type), aliases)
 
 

@@ -33,7 +33,7 @@ from nybble.graph.onnx.nodes import (
 from nybble.graph.onnx.target import Method, Target
 
 ONNX_TYPES: Mapping[str, int] = {
-    "f32": 1, "u8": 2, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "bf16": 16, "u4": 21, "i4": 22,
+    "f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "bf16": 16, "u4": 21, "i4": 22,
 }  # fmt: skip
 """``TensorProto.DataType``."""
 
@@ -215,12 +215,12 @@ class Lowering:
         self,
         initializers: Sequence[Initializer],
         make: Callable[[], Sequence[npt.NDArray[Any]]],
-        aliases: Sequence[Initializer] = (),
+        aliases: Sequence[tuple[int, Initializer]] = (),
     ) -> list[str]:
         """Declares initializers that are made together; returns their names."""
         group = InitializerGroup(tuple(initializers), make, tuple(aliases))
         self.groups[initializers[0].name] = group
-        for item in (*initializers, *aliases):
+        for item in (*initializers, *(alias for _, alias in aliases)):
             self._types[item.name] = item.element_type
         return [item.name for item in initializers]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-ElementType = Literal["f32", "f16", "bf16", "u8", "u4", "i4", "i32", "i64", "bool"]
+ElementType = Literal["f32", "f16", "bf16", "u8", "i8", "u4", "i4", "i32", "i64", "bool"]
 Dimension = int | str
 """A size, or the name of one that is known at run time only."""
 
@@ -24,6 +24,7 @@ NUMPY_TYPES: Mapping[str, type[np.generic]] = {
     "f16": np.float16,
     "bf16": np.uint16,
     "u8": np.uint8,
+    "i8": np.int8,
     "u4": np.uint8,
     "i4": np.uint8,
     "i32": np.int32,
@@ -77,12 +78,12 @@ class InitializerGroup:
     """Initializers that are made together, as codes and scales of one weight are.
 
     ``make`` returns an array for each, of its NumPy type (any shape with as many bytes).
-    ``aliases`` are further initializers with the bytes of the first, under other names and shapes.
+    ``aliases`` are further names, types and shapes of the same bytes: which initializer's, and what.
     """
 
     initializers: tuple[Initializer, ...]
     make: Callable[[], Sequence[npt.NDArray[Any]]]
-    aliases: tuple[Initializer, ...] = ()
+    aliases: tuple[tuple[int, Initializer], ...] = ()
 
 
 @dataclass(frozen=True)

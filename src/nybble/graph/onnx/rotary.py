@@ -151,7 +151,7 @@ def concatenated_tables(lowering: Lowering, rope: RopeConfig) -> tuple[str, str]
 
 
 def positions(lowering: Lowering, rope: RopeConfig) -> str:
-    """Rows of the concatenated table: positions, past the short rows once a sequence is long."""
+    """Rows of the concatenated table: positions, past the short rows in each sequence that is long."""
     original = rope.original_max_position_embeddings
     if rope.kind != "longrope" or original is None or lowering.config.max_position_embeddings <= original:
         return "position_ids"
@@ -161,9 +161,8 @@ def positions(lowering: Lowering, rope: RopeConfig) -> str:
         return result
     lowering.shared.add(result)
     limit = lowering.constant(original, "i64")
-    highest = lowering.node(
-        "ReduceMax", ["position_ids"], name=f"{base}/ReduceMax", keepdims=0, element_type="i64"
-    )
+    axis = lowering.constant([1], "i64")
+    highest = lowering.node("ReduceMax", ["position_ids", axis], name=f"{base}/ReduceMax", element_type="i64")
     is_long = lowering.node(
         "GreaterOrEqual", [highest, limit], name=f"{base}/GreaterOrEqual", element_type="bool"
     )

@@ -33,5 +33,7 @@ class Target:
     """Whether q, k and v are one multiplication; DirectML's attention wants them apart."""
     portable: bool = False
     """Whether only standard operators are used."""
+    opset: int = 22
+    ir_version: int = 10
     provider_options: Mapping[str, str] = field(default_factory=dict)
     """For genai_config.json."""
