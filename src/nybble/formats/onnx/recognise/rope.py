@@ -72,7 +72,8 @@ SAMPLED_FAR = tuple(2**power - 1 for power in range(12, 21))
 
 def measured(rows: Rows) -> tuple[Floats, float]:
     """Inverse frequencies (rotary_dim / 2) and the factor on cos and sin."""
-    factor = float(np.median(np.hypot(rows.cos, rows.sin)))
+    sizes = np.sort(np.hypot(rows.cos, rows.sin), axis=None)
+    factor = float(sizes[sizes.size // 2])
     if (
         not 0.01 < factor < 100
         or np.abs(np.hypot(rows.cos, rows.sin) - factor).max() > 8 * rows.precision * factor

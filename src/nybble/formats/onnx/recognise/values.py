@@ -125,6 +125,8 @@ class Quantized:
     scales: Callable[[], Array]
     zero_points: Callable[[], Array] | None
     key: tuple[object, ...]
+    packed: Callable[[], Array] | None = None
+    """Codes (rows, groups, bytes of a group), lowest bits first, where the file has whole groups so."""
 
     def transposed(self) -> Quantized:
         """Rows and columns exchanged."""
@@ -137,6 +139,7 @@ class Quantized:
             scales=lambda: self.scales().T,
             zero_points=None if zero is None else lambda: zero().T,
             key=self.key[1:] if self.key[0] == "T" else ("T", *self.key),
+            packed=None,
         )
 
     def rows(self, begin: int, end: int) -> Quantized:
@@ -144,7 +147,7 @@ class Quantized:
         if (begin, end) == (0, self.shape[0]):
             return self
         assert self.axis == 1
-        zero = self.zero_points
+        zero, packed = self.zero_points, self.packed
         return replace(
             self,
             shape=(end - begin, self.shape[1]),
@@ -152,6 +155,7 @@ class Quantized:
             scales=lambda: self.scales()[begin:end],
             zero_points=None if zero is None else lambda: zero()[begin:end],
             key=("rows", begin, end, *self.key),
+            packed=None if packed is None else lambda: packed()[begin:end],
         )
 
     def columns(self, begin: int, end: int) -> Quantized:
@@ -169,6 +173,7 @@ class Quantized:
             scales=lambda: self.scales()[:, :groups],
             zero_points=None if zero is None else lambda: zero()[:, :groups],
             key=("columns", begin, end, *self.key),
+            packed=None,
         )
 
 

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from nybble.checkpoint.encodings import encoding
-from nybble.checkpoint.encodings.affine import AffineFormat, AffineParts, affine_encoding, join
+from nybble.checkpoint.encodings.affine import (
+    AffineFormat,
+    AffineParts,
+    affine_encoding,
+    from_sequential,
+    join,
+)
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import FormatError, UnsupportedError
 from nybble.formats.onnx.external_data import Initializer
@@ -65,6 +71,7 @@ def matmul_nbits(
         (rows, columns), bits, 1, block, scales.element, load_codes,
         lambda: scales.load().reshape(rows, groups), zero,
         ("blocks", codes.key, scales.key, None if zero_points is None else zero_points.key, bits, block),
+        (lambda: codes.load().reshape(rows, groups, block_bytes)) if columns % block == 0 else None,
     )  # fmt: skip
 
 
@@ -188,12 +195,14 @@ def join_rows(parts: Sequence[Stored]) -> Stored:
     if len(alike) < len(parts):
         raise UnsupportedError("weights of different types cannot become one")
     zero = first.zero_points
+    packed = first.packed if all(part.packed is not None for part in alike) else None
     return Quantized(
         (total, first.shape[1]), first.bits, 1, first.group_size, first.scale,
         lambda: np.concatenate([part.codes() for part in alike]),
         lambda: np.concatenate([part.scales() for part in alike]),
         None if zero is None else lambda: np.concatenate([part.zero_points() for part in alike]),  # type: ignore[misc]
         key,
+        None if packed is None else lambda: np.concatenate([part.packed() for part in alike]),  # type: ignore[misc]
     )  # fmt: skip
 
 
@@ -228,6 +237,7 @@ def _affine_tensor(name: str, stored: Quantized) -> Tensor:
     except ValueError as error:
         raise UnsupportedError(f"{name}: {error}") from None
     groups = columns // group
+    packed = stored.packed if group == stored.group_size else None
 
     def data() -> Any:
         scales = np.repeat(stored.scales(), repeats, axis=1)[:, :groups]
@@ -235,6 +245,13 @@ def _affine_tensor(name: str, stored: Quantized) -> Tensor:
         points = None
         if zero is not None:
             points = np.ascontiguousarray(np.repeat(zero(), repeats, axis=1)[:, :groups])
+        if packed is not None:
+            blocks = np.empty((rows, groups, kind.block_bytes), np.uint8)
+            blocks[..., : form.scale_bytes] = bits
+            if points is not None:
+                blocks[..., form.scale_bytes] = points
+            blocks[..., form.header_bytes :] = from_sequential(packed(), form)
+            return blocks.reshape(-1)
         return join(AffineParts(np.ascontiguousarray(stored.codes()), bits, points), form)
 
     return Tensor(name, stored.shape, kind, data)
