@@ -206,3 +206,17 @@ def test_mixed_widths_in_transformers(tmp_path: Path) -> None:
     ).eval()
     ids = tokens(24)
     assert_close(logits(reference.compile_session(checkpoint), ids), oracle(model, ids))
+
+
+def test_our_quantized_embedding_in_transformers(tmp_path: Path) -> None:
+    form = AffineFormat(8, 32, "f32", False)
+    checkpoint = affine_checkpoint(form)
+    name = "model.embed_tokens.weight"
+    rows, columns = checkpoint.tensors[name].shape
+    embedding = affine_tensor(name, form, (rows, columns))
+    checkpoint.tensors = {**checkpoint.tensors, name: embedding}
+    write_huggingface_folder(checkpoint, tmp_path)
+    model = load(tmp_path)
+    np.testing.assert_array_equal(model.state_dict()[name].numpy(), embedding.dequantize())
+    ids = tokens(24)
+    assert_close(logits(reference.compile_session(checkpoint), ids), oracle(model, ids))
