@@ -40,6 +40,7 @@ from nybble.convert.verify import is_unchanged
 from nybble.errors import UnsupportedError
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import require_space, staged_file, staged_folder
+from nybble.text.tokenizer import FolderTokenizerSource
 
 if TYPE_CHECKING:
     from nybble.hub.progress import ProgressCallback
@@ -97,7 +98,7 @@ def convert(
     place = destination(to, quantization=quantization, method=method, split_bytes=split_bytes)
     output = Path(target)
     path = resolve(os.fspath(source), progress=progress, offline=offline)
-    read = read_checkpoint(path)
+    read = _with_folder_tokenizer(read_checkpoint(path))
     _check_target(output, read)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
     with _output(output, overwrite=overwrite, folder=place.is_folder) as stage:
@@ -275,6 +276,12 @@ def _output(output: Path, *, overwrite: bool, folder: bool) -> Iterator[_Stage]:
     else:
         with staged_file(output, overwrite=overwrite) as path:
             yield _Stage(path, output, True)
+
+
+def _with_folder_tokenizer(read: Checkpoint) -> Checkpoint:
+    """The tokenizer as its folder has it, without what a runtime's config adds to it."""
+    folder = getattr(read.tokenizer, "folder", None)
+    return replace(read, tokenizer=FolderTokenizerSource(folder)) if isinstance(folder, Path) else read
 
 
 def _check_target(output: Path, read: Checkpoint) -> None:

@@ -99,8 +99,8 @@ def _plan_one(
         return _explicit(tensor, rules, choice.encoding)
     if rules.holds(tensor, tensor.encoding):
         return tensor.encoding, Relation("exact", "kept"), False
-    if same is not None and rules.holds(tensor, encoding(same)):
-        return encoding(same), relation_of(tensor, encoding(same)), False
+    if same is not None and _must_become_plain(tensor, rules, choice):
+        return encoding(same), Relation("exact", _how_plain(tensor, same)), False
     for name in rules.exact(tensor):
         target = encoding(name)
         if tensor.shape[-1] % target.block_size or not rules.holds(tensor, target):
@@ -160,6 +160,20 @@ def _check_patterns(names: Iterable[str], choice: Choice) -> None:
             raise ConversionError(f"no tensor's name matches {pattern!r}; names are like {known[-1]}")
 
 
+def _must_become_plain(tensor: Tensor, rules: Rules, choice: Choice) -> bool:
+    return (
+        is_matrix(tensor)
+        and choice.named(tensor.name) is None
+        and rules.required(tensor) is None
+        and not rules.holds(tensor, tensor.encoding)
+        and all(not is_block(encoding(name)) for name in rules.exact(tensor) or ("q8_0",))
+    )
+
+
+def _how_plain(tensor: Tensor, name: str) -> str:
+    return relation(tensor.encoding, encoding(name)).how
+
+
 def _same_for_all(tensors: Iterable[Tensor], rules: Rules, choice: Choice) -> str | None:
     """The smallest plain encoding that holds every matrix that must become plain, or None.
 
@@ -167,15 +181,7 @@ def _same_for_all(tensors: Iterable[Tensor], rules: Rules, choice: Choice) -> st
     """
     if choice.encoding is not None:
         return None
-    waiting = [
-        tensor
-        for tensor in tensors
-        if is_matrix(tensor)
-        and choice.named(tensor.name) is None
-        and not rules.holds(tensor, tensor.encoding)
-        and rules.exact(tensor)
-        and all(not is_block(encoding(name)) for name in rules.exact(tensor))
-    ]
+    waiting = [tensor for tensor in tensors if _must_become_plain(tensor, rules, choice)]
     if not waiting:
         return None
     for name in rules.exact(waiting[0]):
