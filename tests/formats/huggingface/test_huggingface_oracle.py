@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from nybble.checkpoint.tensor import Tensor
 from nybble.devices.base import BatchItem
 from nybble.devices.cpu import compile_session
 from nybble.formats.huggingface.checkpoint import read_huggingface_checkpoint
+from nybble.formats.huggingface.config import FAMILIES, read_config
 from nybble.formats.huggingface.writer import write_huggingface_folder
 from nybble.loading import read_checkpoint
 from support.model_cases import CASES
@@ -61,6 +63,36 @@ def test_folders_of_transformers_and_folders_for_it(case: str, tmp_path: Path) -
         state = again.state_dict()
         for key, value in model.state_dict().items():
             assert torch.equal(value, state[key]), key
+
+
+LEAN = {
+    "vocab_size": 1000,
+    "hidden_size": 512,
+    "intermediate_size": 64,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 8192,
+}
+FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "switches"),
+    [
+        *((model_type, {}) for model_type in FAMILIES),
+        ("qwen2", {"use_sliding_window": True}),
+        ("qwen3", {"use_sliding_window": True}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 9}),
+        ("phi3", {"rope_scaling": {"type": "su", **FACTORS}, "original_max_position_embeddings": 2048}),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 7.0}),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
+    ],
+)
+def test_defaults_are_those_of_transformers(model_type: str, switches: dict[str, Any]) -> None:
+    """Files leave keys out; older ones most of them."""
+    raw = {**LEAN, **switches, "model_type": model_type}
+    complete = transformers.AutoConfig.for_model(**raw).to_dict()
+    assert read_config(raw) == read_config(complete)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

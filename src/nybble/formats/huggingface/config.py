@@ -273,6 +273,7 @@ def _gemma3(config: ModelConfig, fields: Fields) -> ModelConfig:
 
 
 _DEFAULTS: Mapping[str, object] = {"rms_norm_eps": 1e-6}
+_QWEN: dict[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096}
 _GEMMA: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
@@ -284,13 +285,17 @@ _GEMMA: dict[str, Any] = {
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", {}, _llama),
-    "mistral": Family("mistral", {}, _every_layer_slides),
-    "smollm3": Family("smollm3", {"tie_word_embeddings": True, "rope_theta": 2000000.0}, _smollm3),
-    "qwen2": Family("qwen2", {}, _qwen2),
-    "qwen3": Family("qwen3", {"head_dim": 128}, _qwen3),
+    "mistral": Family("mistral", {"sliding_window": 4096, "num_key_value_heads": 8}, _every_layer_slides),
+    "smollm3": Family(
+        "smollm3",
+        {"tie_word_embeddings": True, "rope_theta": 2000000.0, "num_key_value_heads": 4},
+        _smollm3,
+    ),
+    "qwen2": Family("qwen2", _QWEN, _qwen2),
+    "qwen3": Family("qwen3", {**_QWEN, "head_dim": 128}, _qwen3),
     "phi3": Family(
         "phi3",
-        {"rms_norm_eps": 1e-5},
+        {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         _every_layer_slides,
         scaling_names={"su": "longrope", "yarn": "longrope"},  # Microsoft's files of 2024
     ),
