@@ -16,6 +16,7 @@ from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import UnsupportedError
 from nybble.formats.gguf.config import ARCHITECTURES, read_config
+from nybble.formats.gguf.llama_cpp_notes import llama_cpp_notes
 from nybble.formats.gguf.write_config import check_config, config_metadata, config_tensors, differences
 from nybble.graph import rotary_frequencies
 
@@ -310,3 +311,35 @@ def test_scaling_by_length_has_no_keys() -> None:
 def test_unknown_architectures_are_named() -> None:
     with pytest.raises(UnsupportedError, match="no architecture 'mamba' that nybble knows; known: llama"):
         config_metadata(replace(LLAMA, architecture="mamba"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"attention_scale": 0.5, "logit_scale": 2.0}, "ignores attention.scale and logit_scale in llama"),
+        (
+            {"architecture": "mistral", "sliding_window": 9, "layer_types": SLIDING},
+            "sliding window of 9 in llama",
+        ),
+        ({"architecture": "qwen2", "rope": RopeConfig(1e4, 12)}, "rotate a part of each head"),
+        (
+            {"architecture": "qwen2", "rope": RopeConfig(1e4, 16, frequency_factors=(1.0,) * 8)},
+            "does not load qwen2 files with rope_freqs.weight",
+        ),
+        ({"architecture": "gemma2", "embedding_scale": 8.0}, "expects a sliding window and both soft caps"),
+        ({"architecture": "gemma3", "attention_softcap": 9.0}, "ignores the attention's soft cap"),
+        (
+            {"architecture": "phi3", "rope": RopeConfig(1e4, 12, "longrope")},
+            "by the context that it is given",
+        ),
+    ],
+)
+def test_what_llama_cpp_does_otherwise_is_noted(changes: dict[str, Any], note: str) -> None:
+    [found] = llama_cpp_notes(replace(LLAMA, **changes))
+    assert note in found
+
+
+def test_usual_models_need_no_note() -> None:
+    rope = replace(LLAMA.rope, frequency_factors=(1.0,) * 8)
+    assert llama_cpp_notes(replace(LLAMA, rope=rope)) == []
+    assert llama_cpp_notes(replace(PHI3, rope=RopeConfig(1e4, 12))) == []

@@ -143,7 +143,7 @@ def _window_keys(config: ModelConfig) -> dict[str, object]:
 def _scale_keys(config: ModelConfig) -> dict[str, object]:
     """Scales and caps that are not what the architecture has without a key."""
     keys: dict[str, object] = {}
-    if not _same(_attention_scale(config), _default_attention_scale(config)):
+    if not attention_scale_is_default(config):
         keys["attention.scale"] = _attention_scale(config)
     if config.architecture in _GEMMA:
         caps = {
@@ -158,6 +158,11 @@ def _scale_keys(config: ModelConfig) -> dict[str, object]:
         if getattr(config, key) != 1:
             keys[key] = getattr(config, key)
     return keys
+
+
+def attention_scale_is_default(config: ModelConfig) -> bool:
+    """Whether a file needs no key for the scale of q.k."""
+    return _same(_attention_scale(config), _default_attention_scale(config))
 
 
 def _attention_scale(config: ModelConfig) -> float:
