@@ -437,6 +437,6 @@ def _check(metadata: Mapping[str, object], built: Tokenizer, folder: _Folder) ->
                 min(len(wanted), len(found)),
             )
             raise UnsupportedError(
-                f"{folder.path}: as GGUF this tokenizer gives other ids for {text[:60]!r}, from token {first} on: "
-                f"{found[first : first + 4]} instead of {wanted[first : first + 4]}"
+                f"{folder.path}: as GGUF this tokenizer gives other ids for {text[:60]!r}, "
+                f"from token {first} on: {found[first : first + 4]} instead of {wanted[first : first + 4]}"
             )

@@ -7,12 +7,13 @@ nybble, transformers and onnxruntime-genai give the same ids as the GGUF tokeniz
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nybble.checkpoint.checkpoint import Checkpoint
-from nybble.errors import NotFoundError, UnsupportedError
+from nybble.errors import FormatError, NotFoundError, UnsupportedError
 from nybble.text.gguf_description import GGUFDescription, describe
 from nybble.text.gguf_tokenizer import no_garbage_collection
 from nybble.text.sentencepiece_model import Piece, write_model
@@ -27,8 +28,11 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
+_MORE_TEMPLATES = "additional_chat_templates"
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SAMPLING = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -41,9 +45,10 @@ _SAMPLING = {
 
 def folder_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files by name: tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-    generation_config.json, chat_template.jinja if the model has one template, tokenizer.model for
-    SentencePiece vocabularies, and what else a source folder has. Empty when the checkpoint has no
-    tokenizer. The same checkpoint gives the same bytes.
+    generation_config.json, chat_template.jinja and ``additional_chat_templates/NAME.jinja`` where there
+    are templates, tokenizer.model for SentencePiece vocabularies, and what else a source folder has.
+    Names have ``/`` in them where a file lies in a folder. Empty when the checkpoint has no tokenizer.
+    The same checkpoint gives the same bytes.
 
     Raises:
         NotFoundError: the source folder has no tokenizer.json.
@@ -67,11 +72,15 @@ def _copied(folder: Path, checkpoint: Checkpoint) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()}
     if "tokenizer.json" not in files:
         raise NotFoundError(f"{folder} has no tokenizer.json")
-    template = checkpoint.chat_template
-    if template is not None and "chat_template.jinja" not in files:
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        if not (isinstance(config, dict) and config.get("chat_template")):
-            files["chat_template.jinja"] = template.encode()
+    for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja")):
+        files[f"{_MORE_TEMPLATES}/{path.name}"] = path.read_bytes()
+    # A template that was given to the checkpoint, not found in the folder.
+    places = ("chat_template.jinja", "chat_template.json")
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if not (
+        any(place in files for place in places) or (isinstance(config, dict) and config.get("chat_template"))
+    ):
+        files.update(_template_files(checkpoint))
     return files
 
 
@@ -86,10 +95,20 @@ def _made(metadata: Mapping[str, object], checkpoint: Checkpoint) -> dict[str, b
     }
     if found.model in ("llama", "t5"):
         files["tokenizer.model"] = _sentencepiece_model(found)
-    if checkpoint.chat_template is not None and not checkpoint.chat_templates:
-        # With named templates beside it the default one stays in tokenizer_config.json: transformers
-        # would read this file alone.
+    return {**files, **_template_files(checkpoint)}
+
+
+def _template_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The chat templates, where transformers 5 and onnxruntime-genai look for them."""
+    files: dict[str, bytes] = {}
+    if checkpoint.chat_template is not None:
         files["chat_template.jinja"] = checkpoint.chat_template.encode()
+    for name, template in checkpoint.chat_templates.items():
+        if not _TEMPLATE_NAME.fullmatch(name):
+            raise FormatError(
+                f"the chat template {name!r} cannot be a file: its name may have A-Z, 0-9, _, -"
+            )
+        files[f"{_MORE_TEMPLATES}/{name}.jinja"] = template.encode()
     return files
 
 
@@ -152,21 +171,11 @@ def _tokenizer_config(
     if found.model != "bert":
         config["add_bos_token"] = bool(found.prefix)
         config["add_eos_token"] = bool(found.suffix)
-    template = _template_entry(checkpoint)
-    if template is not None:
-        config["chat_template"] = template
-    return config
-
-
-def _template_entry(checkpoint: Checkpoint) -> str | list[dict[str, str]] | None:
-    """``chat_template`` of tokenizer_config.json: for readers that do not know chat_template.jinja, and
-    the only place for named templates."""
-    named = dict(checkpoint.chat_templates)
-    if not named:
-        return checkpoint.chat_template
     if checkpoint.chat_template is not None:
-        named = {"default": checkpoint.chat_template, **named}
-    return [{"name": name, "template": source} for name, source in named.items()]
+        # For readers that do not know chat_template.jinja. Never a list with the named ones, which
+        # onnxruntime-genai refuses.
+        config["chat_template"] = checkpoint.chat_template
+    return config
 
 
 def _generation_config(found: GGUFDescription, metadata: Mapping[str, object]) -> dict[str, Any]:
