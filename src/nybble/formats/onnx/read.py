@@ -6,6 +6,7 @@ model that is not can still be run as it is by the device ``onnxruntime``.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nybble.checkpoint.checkpoint import Checkpoint
-from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.config import ModelConfig, RopeConfig
 from nybble.errors import FormatError, NybbleError, UnsupportedError
-from nybble.formats.fields import Fields
+from nybble.formats.fields import MAX_INTEGER, Fields
 from nybble.formats.huggingface.config import read_config
 from nybble.formats.huggingface.templates import read_chat_templates
 from nybble.formats.json_text import read_object_if_there
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 RULES = {**movement.RULES, **arithmetic.RULES, **fused.RULES}
 PAST, TOKENS = 1, 4
 """The run that is recognised. Position 0 is left out: nothing is rotated there."""
+CONFIG_KEY = "nybble.config"
+"""Key of ``metadata_props`` under which nybble's files keep their config."""
 METADATA_ACCURACY = "onnx.accuracy_levels"
 
 
@@ -108,10 +111,10 @@ def recognise(
     probes: dict[int, Probe] = {}
 
     def probe_of(past: int) -> Probe:
-        if not inputs.has_caches:
-            raise UnsupportedError(f"{where}: a model without key/value caches has no longer sequences")
         if past not in probes:
-            probes[past] = Probe(table, inputs.values(past, TOKENS), RULES, past=past, tokens=TOKENS)
+            # Without caches a longer sequence is more new tokens.
+            cached, tokens = (past, TOKENS) if inputs.has_caches else (0, past + TOKENS)
+            probes[past] = Probe(table, inputs.values(cached, tokens), RULES, past=cached, tokens=tokens)
         return probes[past]
 
     past = PAST if inputs.has_caches else 0
@@ -122,7 +125,7 @@ def recognise(
             raise FormatError(f"{where}: the logits do not depend on the tokens")
         decoder = read_decoder(features_of(logits))
         _check_outputs(table, probe, inputs, where)
-        return build(decoder, probe_of, past, _hints(fields, values))
+        return build(decoder, probe_of, past, _hints(fields, values, model))
     except RecursionError:
         raise FormatError(f"{where}: operators are chained too deep") from None
     except NybbleError as error:
@@ -145,7 +148,11 @@ def _check_outputs(table: GraphTable, probe: Probe, inputs: _Inputs, where: str)
             raise UnsupportedError(f"{where}: the output {name!r} is no cache; {RUN_INSTEAD}")
 
 
-def _hints(fields: Fields, values: Mapping[str, Any]) -> Hints:
+def _hints(fields: Fields, values: Mapping[str, Any], model: onnx.ModelProto) -> Hints:
+    stated = _stated(model)
+    if stated is not None:
+        locals_ = () if stated.rope_local is None else (stated.rope_local,)
+        return Hints(stated.architecture, stated.max_position_embeddings, (stated.rope, *locals_), stated)
     family = values.get("model_type")
     context = fields.integer("context_length", None)
     config: ModelConfig | None = None
@@ -162,6 +169,30 @@ def _hints(fields: Fields, values: Mapping[str, Any]) -> Hints:
         context_length=context or (None if config is None else config.max_position_embeddings),
         ropes=ropes,
     )
+
+
+def _stated(model: onnx.ModelProto) -> ModelConfig | None:
+    """The config that nybble wrote into the file; None where there is none, or it is no such config."""
+    found = next((entry.value for entry in model.metadata_props if entry.key == CONFIG_KEY), None)
+    if found is None or len(found) > 1 << 20:
+        return None
+    try:
+        values = json.loads(found)
+        ropes = {
+            key: RopeConfig(**{name: _tuples(item) for name, item in values[key].items()})
+            for key in ("rope", "rope_local")
+            if values.get(key) is not None
+        }
+        stated = ModelConfig(**{**{name: _tuples(item) for name, item in values.items()}, **ropes})
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None  # only a hint: the graph is what counts
+    limit = stated.max_position_embeddings
+    usable = isinstance(stated.architecture, str) and type(limit) is int and 0 < limit <= MAX_INTEGER
+    return stated if usable else None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class _Inputs:

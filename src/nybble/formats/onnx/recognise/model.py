@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from nybble.checkpoint.config import LayerType, ModelConfig, RopeConfig
@@ -26,6 +26,8 @@ class Hints:
     """``model_type`` or genai_config's ``type``."""
     context_length: int | None = None
     ropes: tuple[RopeConfig, ...] = ()
+    stated: ModelConfig | None = None
+    """A config in the file; taken as a whole where the graph computes just that."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,24 @@ def build(decoder: Decoder, probe_of: Callable[[int], Probe], past: int, hints: 
     config = replace(config, tie_word_embeddings=tied)
     if not tied:
         tensors["lm_head.weight"] = to_tensor("lm_head.weight", decoder.head.weight)
+    if hints.stated is not None and agrees(config, hints.stated):
+        config = hints.stated
     levels = {int(term.values["accuracy_level"]) for term in decoder.linears}
     return Recognised(config, tensors, tuple(sorted(levels)))
+
+
+def agrees(found: ModelConfig, stated: ModelConfig) -> bool:
+    """Whether a stated config means the mathematics that was found."""
+    for item in fields(ModelConfig):
+        a, b = getattr(found, item.name), getattr(stated, item.name)
+        if item.name == "attention_scale":
+            a, b = (found.head_dim**-0.5 if scale is None else scale for scale in (a, b))
+        if item.name == "extra" or a == b:
+            continue
+        number = isinstance(a, float) and isinstance(b, float)
+        if not number or not math.isclose(a, b, rel_tol=1e-3):
+            return False
+    return True
 
 
 def _windows(

@@ -162,7 +162,9 @@ def _candidates(inverse: Floats, dim: int) -> Iterator[RopeConfig]:
                     )  # fmt: skip
 
 
-def recover_longrope(short: Rows, long: Rows, original: int, maximum: int) -> RopeConfig:
+def recover_longrope(
+    short: Rows, long: Rows, original: int, maximum: int, hints: Iterable[RopeConfig] = ()
+) -> RopeConfig:
     """LongRoPE from its two tables; ``original`` is the longest sequence that uses the short ones.
 
     Only theta times the divisors shows in the tables: theta is taken as 10000, which is Phi-3's.
@@ -183,6 +185,12 @@ def recover_longrope(short: Rows, long: Rows, original: int, maximum: int) -> Ro
         factor=growth,
         original_max_position_embeddings=original,
     )
+    for hint in hints:
+        if (hint.kind, hint.rotary_dim, hint.original_max_position_embeddings) == ("longrope", dim, original):
+            for attention in (hint.attention_factor, neat(factor, 1e-6)):
+                candidate = replace(hint, attention_factor=attention)
+                if fits(candidate, short, 1) and fits(candidate, long, original + 1):
+                    return candidate
     for digits in (2, 3, 4, 6, 15):
         shorts = tuple(round(float(value), digits) for value in plain / inverse_short)
         longs = tuple(round(float(value), digits) for value in plain / inverse_long)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,18 +90,25 @@ def recovered(
     Raises:
         UnsupportedError: tables that are no rotary embedding.
     """
-    from dataclasses import replace
-
     tables = rotation.tables
-    original = None if tables is None else _switch(tables, probe_of)
-    if original is None or tables is None:
-        rope = recover(_rows(rotation, len(rotation.cos)), hints)
+    if tables is None or tables.per_token:
+        return replace(recover(_rows(rotation, len(rotation.cos)), hints), interleaved=rotation.interleaved)
+    original = _switch(tables, probe_of)
+    far = _again(rotation, tables, probe_of(FAR))
+    if original is None:
+        rope = recover(_rows(far, len(far.cos)), hints)
     else:
-        cos, sin, offset = _at(tables, probe_of(FAR))
-        long = Rotation(cos, sin, -offset, rotation.interleaved, tables)
-        long_rows, short_rows = _rows(long, len(cos)), _rows(rotation, original)
-        rope = recover_longrope(short_rows, long_rows, original, max(maximum, original))
+        # Graphs may cut their tables to the sequence's length: the longest one shows most.
+        near = _again(rotation, tables, probe_of(max(1, original - probe_of(1).tokens)))
+        short = _rows(near, min(original, len(near.cos)))
+        rope = recover_longrope(short, _rows(far, len(far.cos)), original, max(maximum, original), hints)
     return replace(rope, interleaved=rotation.interleaved)
+
+
+def _again(rotation: Rotation, tables: Tables, probe: Probe) -> Rotation:
+    """The same tables as another run sees them."""
+    cos, sin, offset = _at(tables, probe)
+    return replace(rotation, cos=cos, sin=sin, first=-offset)
 
 
 def _rows(rotation: Rotation, count: int) -> Rows:
@@ -134,17 +141,13 @@ def _at(tables: Tables, probe: Probe) -> tuple[Array, Array, int]:
 
 def _switch(tables: Tables, probe_of: Callable[[int], Probe]) -> int | None:
     """The longest sequence that uses the same rows as the shortest; None where all do."""
-    if tables.cos.ndim != 2 or tables.per_token:
-        return None
     short = _at(tables, probe_of(1))
 
     def changed(past: int) -> bool:
         found = _at(tables, probe_of(past))
-        same = found[2] == short[2] and all(
-            a is b or (a.shape == b.shape and np.array_equal(a, b))
-            for a, b in zip(found[:2], short[:2], strict=True)
+        return found[2] != short[2] or not all(
+            a is b or _starts_alike(a, b) for a, b in zip(found[:2], short[:2], strict=True)
         )
-        return not same
 
     if not changed(FAR):
         return None
@@ -155,4 +158,9 @@ def _switch(tables: Tables, probe_of: Callable[[int], Probe]) -> int | None:
             high = middle
         else:
             low = middle
-    return low + probe_of(1).tokens
+    return probe_of(low).total
+
+
+def _starts_alike(a: Array, b: Array) -> bool:
+    rows = min(len(a), len(b))
+    return np.array_equal(a[:rows], b[:rows])
