@@ -29,12 +29,12 @@ from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.forms import ROPE_FREQS
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.blocks import REBUILDABLE, Record, header_bytes, kept, rebuilt
+from nybble.convert.manifest import BLOCKS_NAME
 from nybble.convert.relation import PLAIN_FLOATS, Look
 from nybble.errors import FormatError, NybbleError
 from nybble.formats.gguf.metadata import GGUFMetadata
 from nybble.text.tokenizer import GGUFTokenizerSource
 
-BLOCKS_NAME = "nybble.blocks"
 _TOKENIZER = "tokenizer."
 _PREFIXES = {"safetensors": "huggingface", "onnx": "onnx"}
 

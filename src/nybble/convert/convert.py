@@ -22,6 +22,7 @@ from nybble.convert.act_order import columns_in_order
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.manifest import (
+    BLOCKS_NAME,
     FILE_SUFFIX,
     FOLDER_NAME,
     FileHash,
@@ -169,7 +170,7 @@ class _Worker:
         self._plans = plans
         self._rebuilt = rebuilt
         self._errors: dict[str, ValueErrors] = {}
-        self._keeper = carried.BlockKeeper(stage / carried.BLOCKS_NAME) if place.keeps_blocks else None
+        self._keeper = carried.BlockKeeper(stage / BLOCKS_NAME) if place.keeps_blocks else None
 
     @property
     def blocks(self) -> Mapping[str, Any]:

@@ -22,6 +22,8 @@ from nybble.formats.json_text import parse_object
 VERSION = 1
 FOLDER_NAME = "nybble.json"
 FILE_SUFFIX = ".nybble.json"
+BLOCKS_NAME = "nybble.blocks"
+"""What rebuilds the blocks of tensors that became plain numbers (``carried.py``)."""
 MAX_BYTES = 256 << 20
 _BLOCK = 1 << 22
 _DIGITS = 6  # of errors: sums differ in the last digits between machines
@@ -129,7 +131,17 @@ def hash_file(path: Path, name: str | None = None, done: Callable[[int], None] |
 def input_files(source: Path, metadata: Mapping[str, object]) -> list[Path]:
     """The files of a model: those of a folder that matter, or a file and its other parts."""
     if source.is_dir():
-        suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt", ".onnx", ".data", ".onnx_data")
+        suffixes = (
+            ".safetensors",
+            ".json",
+            ".jinja",
+            ".model",
+            ".txt",
+            ".onnx",
+            ".data",
+            ".onnx_data",
+            BLOCKS_NAME,
+        )
         return sorted(
             path
             for path in source.iterdir()
