@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.errors import FormatError, NotFoundError, UnsupportedError
+from nybble.formats.mapping import track
 
 if TYPE_CHECKING:
     import onnx
@@ -166,7 +167,9 @@ def _map(path: Path) -> Bytes:
             )
         if status.st_size == 0:
             return np.empty(0, np.uint8)
-        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+        data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        track(data)
+        return np.frombuffer(data, np.uint8)
     finally:
         os.close(descriptor)
 
