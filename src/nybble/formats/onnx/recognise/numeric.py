@@ -307,11 +307,19 @@ def _shape(inputs: Sequence[Array | None], attributes: Attributes) -> list[Array
     return [np.array(dims, np.int64)]
 
 
+def _flatten(inputs: Sequence[Array | None], attributes: Attributes) -> list[Array]:
+    array, axis = _first(inputs), attributes.get("axis", 1)
+    if not -array.ndim <= axis <= array.ndim:
+        raise FormatError(f"Flatten: axis {axis} of an array with {array.ndim}")
+    at = axis + array.ndim if axis < 0 else axis
+    return [array.reshape(math.prod(array.shape[:at]), -1)]
+
+
 OPERATORS: Mapping[str, Operator] = {
     "Abs": _one(np.abs), "Add": _one(np.add), "And": _one(np.logical_and), "Cast": cast,
     "Ceil": _one(np.ceil), "Concat": _concat, "ConstantOfShape": _constant_of_shape, "Cos": _one(np.cos),
     "CumSum": _cumsum, "Div": _one(_divide), "Equal": _one(np.equal), "Exp": _one(np.exp),
-    "Expand": _expand, "Floor": _one(np.floor), "Gather": _gather, "GatherND": _gather_nd,
+    "Expand": _expand, "Flatten": _flatten, "Floor": _one(np.floor), "Gather": _gather, "GatherND": _gather_nd,
     "Greater": _one(np.greater),
     "GreaterOrEqual": _one(np.greater_equal), "Identity": _one(lambda a: a), "IsNaN": _one(np.isnan),
     "Less": _one(np.less), "LessOrEqual": _one(np.less_equal), "Log": _one(np.log), "MatMul": _matmul,
