@@ -37,6 +37,7 @@ from nybble.convert.plan import TensorPlan, make_plan, planned_size
 from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
 from nybble.convert.targets import Destination, destination
+from nybble.convert.tied import tied_again
 from nybble.convert.verify import is_unchanged
 from nybble.errors import UnsupportedError
 from nybble.formats.mapping import release_pages
@@ -99,7 +100,7 @@ def convert(
     place = destination(to, quantization=quantization, method=method, split_bytes=split_bytes)
     output = Path(target)
     path = resolve(os.fspath(source), progress=progress, offline=offline)
-    read = _with_folder_tokenizer(read_checkpoint(path))
+    read = tied_again(_with_folder_tokenizer(read_checkpoint(path)))
     _check_target(output, read)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
     with _output(output, overwrite=overwrite, folder=place.is_folder) as stage:

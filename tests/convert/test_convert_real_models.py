@@ -1,0 +1,120 @@
+"""SmolLM2, Gemma 3 and the Phi-3 made from SmolLM2, between all formats.
+
+Exact ways give the same file again, and the same text; where a way is not exact it says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nybble
+from nybble.convert.convert import convert
+from nybble.convert.verify import verify
+from nybble.errors import ConversionError
+from nybble.loading import read_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_model]
+
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def phi3_path(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("gguf")
+    from support.phi3_from_smollm2 import make_phi3
+
+    path = tmp_path_factory.mktemp("phi3") / "phi3.gguf"
+    make_phi3(smollm2_path, path)
+    return path
+
+
+@pytest.fixture(params=["smollm2", "gemma3", "phi3"])
+def source(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(f"{request.param}_path")
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def text(path: Path) -> str:
+    model = nybble.load(path, precision="f32")
+    answer: str = model.generate(PROMPT, max_tokens=24, temperature=0)
+    return answer
+
+
+def same_tensors(one: Path, other: Path) -> None:
+    first, second = read_checkpoint(one), read_checkpoint(other)
+    assert list(first.tensors) == list(second.tensors)
+    for name, tensor in first.tensors.items():
+        assert second.tensors[name].encoding == tensor.encoding, name
+        assert np.array_equal(second.tensors[name].data, tensor.data), name
+
+
+def test_gguf_to_safetensors_and_back_is_the_same_file(source: Path, tmp_path: Path) -> None:
+    there = convert(source, tmp_path / "folder", to="safetensors")
+    assert there.relation == "exact" and verify(tmp_path / "folder").ok
+    back = convert(tmp_path / "folder", tmp_path / "back.gguf", to="gguf")
+    assert back.relation == "exact"
+    assert sha256(tmp_path / "back.gguf") == sha256(source)
+    assert text(tmp_path / "folder") == text(source)
+
+
+def test_gguf_to_onnx_and_back_gives_the_same_tensors(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    with pytest.raises(ConversionError, match="--encoding f32"):
+        convert(source, tmp_path / "onnx", to="onnx")
+    there = convert(source, tmp_path / "onnx", to="onnx", encoding="f32")
+    assert there.relation == "exact" and verify(tmp_path / "onnx").ok
+    assert convert(tmp_path / "onnx", tmp_path / "back.gguf", to="gguf").relation == "exact"
+    same_tensors(source, tmp_path / "back.gguf")
+    assert text(tmp_path / "onnx") == text(source)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+def test_simple_blocks_go_through_onnx_as_they_are(kind: str, source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    blocks = tmp_path / "blocks.gguf"
+    convert(source, blocks, to="gguf", encoding=kind)
+    there = convert(blocks, tmp_path / "onnx", to="onnx")
+    assert there.relation == "exact"
+    assert {tensor.how.split(", ")[-1] for tensor in there.tensors} == {"kept", "transcoded"}
+    assert convert(tmp_path / "onnx", tmp_path / "back.gguf", to="gguf").relation == "exact"
+    same_tensors(blocks, tmp_path / "back.gguf")
+
+
+def test_simple_blocks_go_through_compressed_tensors_as_they_are(source: Path, tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks.gguf"
+    convert(source, blocks, to="gguf", encoding="q4_0")
+    there = convert(blocks, tmp_path / "folder", to="safetensors", quantization="compressed-tensors")
+    assert there.relation == "exact"
+    convert(tmp_path / "folder", tmp_path / "back.gguf", to="gguf")
+    assert sha256(tmp_path / "back.gguf") == sha256(blocks)
+
+
+def test_safetensors_to_onnx_and_back(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    convert(source, tmp_path / "folder", to="safetensors", encoding="f16")
+    there = convert(tmp_path / "folder", tmp_path / "onnx", to="onnx")
+    assert there.relation == "exact"
+    report = convert(tmp_path / "onnx", tmp_path / "back", to="safetensors", encoding="f16")
+    assert report.relation == "exact"
+    first, second = read_checkpoint(tmp_path / "folder"), read_checkpoint(tmp_path / "back")
+    assert set(first.tensors) == set(second.tensors)
+    for name, tensor in first.tensors.items():
+        if len(tensor.shape) == 2:
+            assert np.array_equal(second.tensors[name].data, tensor.data), name
+
+
+def test_int4_for_onnx_runtime_says_what_it_loses(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    report = convert(source, tmp_path / "onnx", to="onnx-cpu-int4")
+    lossy = {tensor.name for tensor in report.tensors if tensor.relation == "lossy"}
+    assert lossy and all("_proj" in name for name in lossy)
+    assert all(0 < tensor.relative_error < 0.2 for tensor in report.tensors if tensor.name in lossy)
+    assert report.bits_per_weight < 9
