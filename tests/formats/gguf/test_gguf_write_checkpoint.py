@@ -221,6 +221,18 @@ def test_templates_and_tokenizer_of_the_checkpoint_win() -> None:
     assert result["tokenizer.chat_template"] == "{{ messages }}"
 
 
+@pytest.mark.parametrize("name", ["phi3-from-smollm2", "My-Phi-3"])
+def test_a_name_that_llama_cpp_would_take_for_phi3s_vocabulary(name: str) -> None:
+    def written(*more: str) -> object:
+        tokens = [*VOCABULARY["tokenizer.ggml.tokens"], *more]  # type: ignore[misc]
+        source = GGUFTokenizerSource({**VOCABULARY, "tokenizer.ggml.tokens": tokens})
+        made = checkpoint(name=name, tokenizer=source)
+        return gguf_metadata(made, gguf_tensors(made))["general.name"]
+
+    assert written() == {"phi3-from-smollm2": "phi 3-from-smollm2", "My-Phi-3": "My-Phi 3"}[name]
+    assert written("<|endoftext|>") == name
+
+
 def changed(name: str, kind: str, source: Checkpoint | None = None) -> Checkpoint:
     source = source or checkpoint()
     tensor = source.tensors[name]

@@ -38,6 +38,8 @@ from nybble.formats.gguf.write_config import (
 from nybble.formats.gguf.writer import Progress, write_file
 
 _ARCHITECTURE = "general.architecture"
+_NAME = "general.name"
+_PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
 _FILE_TYPE = "general.file_type"
 _QUANTIZATION_VERSION = "general.quantization_version"
 _TOKENIZER = "tokenizer."
@@ -124,9 +126,12 @@ def gguf_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> GGUFMeta
         UnsupportedError: GGUF has no keys for the config.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    values = _kept(checkpoint, by_name) if _ARCHITECTURE in checkpoint.metadata else _new(checkpoint, tensors)
+    is_kept = _ARCHITECTURE in checkpoint.metadata
+    values = _kept(checkpoint, by_name) if is_kept else _new(checkpoint, tensors)
     _describe_encodings(values, tensors)
     _add_tokenizer(checkpoint, values)
+    if not is_kept:
+        _avoid_phi3_name(values)
     check_config(checkpoint.config, values, by_name)
     return GGUFMetadata(values, _types(checkpoint, values))
 
@@ -147,7 +152,7 @@ def _new(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, object]
     keys = config_metadata(checkpoint.config)
     values: dict[str, object] = {_ARCHITECTURE: keys[_ARCHITECTURE], "general.type": "model"}
     if checkpoint.name:
-        values["general.name"] = checkpoint.name
+        values[_NAME] = checkpoint.name
     if tensors:
         values["general.size_label"] = size_label(tensors)
     values |= sampling_keys(checkpoint.metadata.get("huggingface.generation_config"))
@@ -210,6 +215,19 @@ def _add_tokenizer(checkpoint: Checkpoint, values: dict[str, object]) -> None:
             del values[key]
         values |= gguf_tokenizer_metadata(checkpoint)
     _set_templates(checkpoint, values)
+
+
+def _avoid_phi3_name(values: dict[str, object]) -> None:
+    """Takes "phi3" out of the name of a model whose vocabulary is not Phi-3's.
+
+    llama.cpp looks at the name, and does not load a file whose vocabulary lacks the tokens that it then
+    expects (``llama-vocab.cpp``, token attributes).
+    """
+    name, tokens = values.get(_NAME), values.get("tokenizer.ggml.tokens")
+    if isinstance(name, str) and isinstance(tokens, Sequence) and re.search("phi-?3", name, re.IGNORECASE):
+        known = set(tokens)
+        if not known.issuperset(_PHI3_TOKENS):
+            values[_NAME] = re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
 
 def _set_templates(checkpoint: Checkpoint, values: dict[str, object]) -> None:
