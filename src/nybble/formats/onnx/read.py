@@ -108,30 +108,57 @@ def recognise(
     table = GraphTable(model.graph, ExternalFiles(None if file is None else file.parent), where)
     fields = Fields(genai, where).fields("model")
     inputs = _Inputs(table, fields, where)
-    probes: dict[int, Probe] = {}
-
-    def probe_of(past: int) -> Probe:
-        if past not in probes:
-            # Without caches a longer sequence is more new tokens.
-            cached, tokens = (past, TOKENS) if inputs.has_caches else (0, past + TOKENS)
-            probes[past] = Probe(table, inputs.values(cached, tokens), RULES, past=cached, tokens=tokens)
-        return probes[past]
-
+    runs = _Runs(table, inputs)
     past = PAST if inputs.has_caches else 0
     try:
-        probe = Probe(table, inputs.values(past, TOKENS), RULES, past=past, tokens=TOKENS)
+        probe = runs.first(past)
         logits = probe.get(inputs.logits)
         if not isinstance(logits, View):
             raise FormatError(f"{where}: the logits do not depend on the tokens")
         decoder = read_decoder(features_of(logits))
         _check_outputs(table, probe, inputs, where)
-        return build(decoder, probe_of, past, _hints(fields, values, model))
+        return build(decoder, runs, past, _hints(fields, values, model))
     except RecursionError:
         raise FormatError(f"{where}: operators are chained too deep") from None
     except NybbleError as error:
         if str(error).startswith(where):
             raise
         raise type(error)(f"{where}: {error}") from error
+
+
+class _Runs:
+    """Made-up runs of the graph, each made once."""
+
+    def __init__(self, table: GraphTable, inputs: _Inputs) -> None:
+        self._table = table
+        self._inputs = inputs
+        self._probes: dict[tuple[int, int, int], Probe] = {}
+
+    def first(self, past: int) -> Probe:
+        """The run that is recognised."""
+        return self._make(past, TOKENS)
+
+    def __call__(self, past: int) -> Probe:
+        """See ``Runs``. Without caches a longer sequence is more new tokens."""
+        return self._make(past, TOKENS) if self._inputs.has_caches else self._make(0, past + TOKENS)
+
+    def jump(self, length: int) -> Probe | None:
+        """See ``Runs``."""
+        past = PAST if self._inputs.has_caches else 0
+        return self._make(past, TOKENS, length) if self._inputs.has_positions else None
+
+    def still(self, past: int) -> Probe | None:
+        """See ``Runs``."""
+        if not self._inputs.has_positions:
+            return None
+        return self._make(past, TOKENS, 0) if self._inputs.has_caches else self._make(0, TOKENS)
+
+    def _make(self, past: int, tokens: int, length: int = -1) -> Probe:
+        key = (past, tokens, length)
+        if key not in self._probes:
+            values = self._inputs.values(past, tokens, length)
+            self._probes[key] = Probe(self._table, values, RULES, past=past, tokens=tokens)
+        return self._probes[key]
 
 
 def _check_outputs(table: GraphTable, probe: Probe, inputs: _Inputs, where: str) -> None:
@@ -240,9 +267,21 @@ class _Inputs:
                     found.add(name)
         return found
 
-    def values(self, past: int, tokens: int) -> dict[str, Value]:
-        """Values of all inputs for a run."""
-        positions = np.arange(past, past + tokens, dtype=np.int64)
+    @property
+    def has_positions(self) -> bool:
+        """Whether positions are an input."""
+        return "position_ids" in self._roles.values()
+
+    def values(self, past: int, tokens: int, length: int = -1) -> dict[str, Value]:
+        """Values of all inputs for a run.
+
+        ``length`` 0 gives the first run's positions whatever ``past`` is; above 0 the last token's
+        position is length - 1.
+        """
+        start = past if length < 0 or not self.has_caches else PAST
+        positions = np.arange(start, start + tokens, dtype=np.int64)
+        if length > 0:
+            positions[-1] = length - 1
         found: dict[str, Value] = {}
         for name, role in self._roles.items():
             rank = len(input_shape(self._table.inputs[name]))

@@ -77,10 +77,12 @@ def _with_constant(call: Call, operator: str, view: View, other: Value, *, right
         shape = np.broadcast_shapes(view.shape, array.shape)
         if shape == view.shape:
             return _with_number(call, operator, view, float(array.reshape(-1)[0]), right)
+    name = call.node.inputs[1 if right else 0]
     if operator == "Mul":
-        return view.weighted(array.astype(np.float64), np.broadcast_shapes(view.shape, array.shape))
+        return view.weighted(array.astype(np.float64), np.broadcast_shapes(view.shape, array.shape), name)
     if operator == "Div" and right:
-        return view.weighted(1.0 / array.astype(np.float64), np.broadcast_shapes(view.shape, array.shape))
+        factors = 1.0 / array.astype(np.float64)
+        return view.weighted(factors, np.broadcast_shapes(view.shape, array.shape), name)
     if operator == "Add":
         return _masked(call, view, 1 if right else 0)
     raise call.unsupported("arithmetic of an activation with an array")
@@ -150,7 +152,8 @@ def _sum_of_parts(a: View, b: View, shape: tuple[int, ...]) -> View:
             for index, factor in view.parts
         ]
 
-    return View(a.base, shape, lambda: parts(a, 1.0) + parts(b, b.gain / a.gain), a.gain)
+    sources = (*a.sources, *b.sources)
+    return View(a.base, shape, lambda: parts(a, 1.0) + parts(b, b.gain / a.gain), a.gain, sources)
 
 
 def _aligned(call: Call, a: View, b: View, shape: tuple[int, ...]) -> tuple[Term, Term, Array | None]:
@@ -293,7 +296,7 @@ def _scores(call: Call, q: View, k: View) -> View:
     keys = keys_of(call, keys_view)
     cache = k.base if k.base.operator == "cache" else None
     shape = (1, queries.heads, call.probe.tokens, k.shape[-1])
-    values = {"q": queries, "k": keys, "cache": cache}
+    values = {"q": queries, "k": keys, "cache": cache, "query": call.node.inputs[0]}
     term = call.term("scores", (queries.term, keys.term), shape, **values)
     return View(term, (*q.shape[:-1], k.shape[-1]), None, queries.gain * keys.gain)
 
@@ -387,6 +390,7 @@ def _attend(call: Call, weights: View, v: View) -> View:
         window=None,
         masks=found.values["masks"],
         causal=False,
+        query=scores.values["query"],
         query_pairs=queries.pairs,
         key_pairs=keys.pairs,
         caches=(scores.values["cache"], v.base if v.base.operator == "cache" else None),

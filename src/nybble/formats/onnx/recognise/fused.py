@@ -201,7 +201,15 @@ def attention_term(
     for term, count in ((q, heads), (k, key_heads), (v, key_heads)):
         if term.shape != (1, tokens, count * head_dim):
             raise call.unsupported(f"{count} heads of {head_dim} in features of shape {term.shape}")
-    found = {"query_pairs": None, "key_pairs": None, "masks": [], "window": None, "softcap": None, **values}
+    found = {
+        "query": "",
+        "query_pairs": None,
+        "key_pairs": None,
+        "masks": [],
+        "window": None,
+        "softcap": None,
+        **values,
+    }
     return call.term(
         "attention", (q, k, v), (1, tokens, heads * head_dim),
         heads=heads, key_heads=key_heads, head_dim=head_dim, **found,
@@ -340,6 +348,7 @@ def standard_attention(call: Call) -> Outputs:
     term = attention_term(
         call, q.term, k.term, v.term, heads=q.heads, key_heads=k.heads, head_dim=q.head_dim, masks=masks,
         scale=_eps(scale), softcap=_eps(call.attribute("softcap", 0.0)) or None, caches=caches,
+        query=call.node.inputs[0],
         causal=bool(call.attribute("is_causal", 0)), query_pairs=q.pairs, key_pairs=k.pairs,
     )  # fmt: skip
     tokens = call.probe.tokens

@@ -53,6 +53,8 @@ class Pairs:
     """(tokens, rotary_dim / 2)."""
     sin: Array
     interleaved: bool
+    sources: tuple[str, ...]
+    """Names of the arrays that they come from."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _pairs(view: View, main: Array, grid: tuple[int, int, int]) -> Pairs:
         or not np.allclose(rest, 1.0)
     ):
         raise strange
-    return Pairs(cos[0][:, first], sin[0][:, second], interleaved)
+    return Pairs(cos[0][:, first], sin[0][:, second], interleaved, tuple(dict.fromkeys(view.sources)))
 
 
 def narrowed(view: View) -> View:

@@ -11,8 +11,8 @@ from nybble.checkpoint.config import LayerType, ModelConfig, RopeConfig
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.recognise.masks import window_of
-from nybble.formats.onnx.recognise.probe import RUN_INSTEAD, Probe
-from nybble.formats.onnx.recognise.rotation import Rotation, recovered, rotation_of
+from nybble.formats.onnx.recognise.probe import RUN_INSTEAD
+from nybble.formats.onnx.recognise.rotation import Rotation, Runs, recovered, rotation_of
 from nybble.formats.onnx.recognise.structure import Block, Decoder, Norm, Projection
 from nybble.formats.onnx.recognise.values import Stored, Term, Weight
 from nybble.formats.onnx.recognise.weights import join_rows, same_numbers, to_tensor
@@ -40,23 +40,23 @@ class Recognised:
     """Those of MatMulNBits that occur; 4 means that ONNX Runtime rounds activations to int8."""
 
 
-def build(decoder: Decoder, probe_of: Callable[[int], Probe], past: int, hints: Hints) -> Recognised:
+def build(decoder: Decoder, runs: Runs, past: int, hints: Hints) -> Recognised:
     """Config and tensors of a decoder that was read with ``past`` cached tokens.
 
     Raises:
         UnsupportedError: layers that differ where no family's do, or tables and masks of no known kind.
     """
     blocks = decoder.blocks
-    rotations = [rotation_of(block, past) for block in blocks]
+    rotations = [rotation_of(block, layer, past) for layer, block in enumerate(blocks)]
     longest = max(
         (len(item.cos) for item in rotations if item is not None and item.tables is not None), default=0
     )
     maximum = hints.context_length or longest or 2048
     # Lengths to look for windows at: masks may be computed as squares, which only fit when short.
     pasts = sorted({min(maximum, 1 << 17), min(maximum, 8192), min(maximum, 2048)}, reverse=True)
-    windows = _windows(blocks, probe_of, pasts)
+    windows = _windows(blocks, runs, pasts)
     config = _config(decoder, windows, maximum)
-    config = _with_rope(config, rotations, probe_of, hints)
+    config = _with_rope(config, rotations, runs, hints)
     config = replace(config, architecture=_family(config, blocks, hints.family))
     try:
         tensors = _tensors(decoder, config)
@@ -90,16 +90,14 @@ def agrees(found: ModelConfig, stated: ModelConfig) -> bool:
     return True
 
 
-def _windows(
-    blocks: Sequence[Block], probe_of: Callable[[int], Probe], pasts: Sequence[int]
-) -> list[int | None]:
+def _windows(blocks: Sequence[Block], runs: Runs, pasts: Sequence[int]) -> list[int | None]:
     found: dict[tuple[object, ...], int | None] = {}
     windows = []
     for block in blocks:
         values = block.attention.values
         key = (tuple(values["masks"]), values["causal"], values["window"])
         if key not in found:
-            found[key] = window_of(block.attention, probe_of, pasts)
+            found[key] = window_of(block.attention, runs, pasts)
         windows.append(found[key])
     return windows
 
@@ -209,7 +207,7 @@ def _root(scale: float, hidden_size: int) -> float:
 
 
 def _with_rope(
-    config: ModelConfig, rotations: Sequence[Rotation | None], probe_of: Callable[[int], Probe], hints: Hints
+    config: ModelConfig, rotations: Sequence[Rotation | None], runs: Runs, hints: Hints
 ) -> ModelConfig:
     kinds: dict[str, list[Rotation]] = {"full_attention": [], "sliding_attention": []}
     for layer, rotation in enumerate(rotations):
@@ -223,9 +221,9 @@ def _with_rope(
         raise UnsupportedError(f"no layer has a rotary embedding: no known family; {RUN_INSTEAD}")
     main = full[0] if full else sliding[0]
     limit = config.max_position_embeddings
-    config = replace(config, rope=recovered(main, probe_of, limit, hints.ropes))
+    config = replace(config, rope=recovered(main, runs, limit, hints.ropes))
     if full and sliding and not full[0].same(sliding[0]):
-        config = replace(config, rope_local=recovered(sliding[0], probe_of, limit, hints.ropes))
+        config = replace(config, rope_local=recovered(sliding[0], runs, limit, hints.ropes))
     if any(rotation is None for rotation in rotations):
         config = replace(config, rope_layers=tuple(rotation is not None for rotation in rotations))
     return config

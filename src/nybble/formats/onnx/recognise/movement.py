@@ -246,7 +246,8 @@ def concat(call: Call) -> Outputs:
 
     same = all(view.gain == first.gain for view in views) and all(len(view.parts) == 1 for view in views)
     keep = same and all(view.parts[0][1] is None for view in views)
-    return [View(first.base, tuple(result), make, first.gain if keep else 1.0)]
+    sources = tuple(name for view in views for name in view.sources)
+    return [View(first.base, tuple(result), make, first.gain if keep else 1.0, sources)]
 
 
 def _filled(call: Call, value: object, like: View) -> View:

@@ -249,8 +249,11 @@ class View:
         shape: tuple[int, ...],
         make: Callable[[], list[Part]] | None = None,
         gain: float = 1.0,
+        sources: tuple[str, ...] = (),
     ) -> None:
         self.base = base
+        self.sources = sources
+        """Names of the arrays that elements are multiplied by."""
         self.shape = shape
         self.gain = gain
         self._make = make
@@ -288,20 +291,20 @@ class View:
                 for index, factor in self.parts
             ]
 
-        return View(self.base, shape, make, self.gain)
+        return View(self.base, shape, make, self.gain, self.sources)
 
     def reshaped(self, shape: tuple[int, ...]) -> View:
         """Another shape, the same order."""
         if self._make is None:
-            return View(self.base, shape, None, self.gain)
+            return View(self.base, shape, None, self.gain, self.sources)
         return self.moved(shape, lambda array: array.reshape(shape))
 
     def scaled(self, factor: float) -> View:
         """Times a number."""
-        return View(self.base, self.shape, self._make, self.gain * factor)
+        return View(self.base, self.shape, self._make, self.gain * factor, self.sources)
 
-    def weighted(self, factors: Array, shape: tuple[int, ...]) -> View:
-        """Times an array that broadcasts."""
+    def weighted(self, factors: Array, shape: tuple[int, ...], source: str) -> View:
+        """Times an array that broadcasts; ``source`` is its name."""
 
         def make() -> list[Part]:
             return [
@@ -312,7 +315,7 @@ class View:
                 for index, factor in self.parts
             ]
 
-        return View(self.base, shape, make, self.gain)
+        return View(self.base, shape, make, self.gain, (*self.sources, source))
 
     def on(self, base: Term) -> View:
         """The same elements of another term of the same size."""
