@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import pytest
 
 from devices.onnxruntime.conftest import DATA
 from nybble import devices
-from nybble.devices.onnxruntime import providers, runtime
+from nybble.devices.onnxruntime import probe, providers, runtime
 from nybble.devices.onnxruntime.placement import placement_of_profile, strays
 from nybble.devices.onnxruntime.report import report
 from nybble.errors import DeviceError, UnsupportedError
+from nybble.formats.onnx.decoder_io import CachePort
 from nybble.formats.onnx.folder import open_onnx_folder
 
 
@@ -120,6 +122,23 @@ def test_a_folder_cannot_load_code_or_reach_other_files(folder, key):
         runtime.provider_options_of(section, providers.PROVIDERS["qnn"], {}, "f")
     given = {"backend_path": "QnnHtp.dll"}
     assert runtime.provider_options_of(section, providers.PROVIDERS["qnn"], given, "f") == given
+
+
+def test_attention_is_tried_before_it_is_used(monkeypatch):
+    checkpoint = open_onnx_folder(DATA / "llama-int4-cpu")
+    here = providers.import_runtime()
+    cache = CachePort("p", "q", "float32", heads=3, width=16)
+    assert probe.attends_to_prompts(here, providers.PROVIDERS["cpu"], {}, cache)
+    assert probe.attends_to_prompts(
+        here, providers.PROVIDERS["cpu"], {}, dataclasses.replace(cache, dtype="float16")
+    )
+    right = probe._reference
+    monkeypatch.setattr(probe, "_reference", lambda q, k, v, heads: right(q, k, 1.2 * v, heads))
+    assert not probe.attends_to_prompts(here, providers.PROVIDERS["cpu"], {}, cache)
+    probed = dataclasses.replace(providers.PROVIDERS["cpu"], probed=True)
+    monkeypatch.setattr(providers, "PROVIDERS", {"cpu": probed})
+    session = devices.compile(checkpoint, device="onnxruntime:cpu", threads=1)
+    assert session.runs == "one" and "token by token" in session.reason
 
 
 def test_the_report():

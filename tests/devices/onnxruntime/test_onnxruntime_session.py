@@ -238,3 +238,29 @@ def test_placement_is_known():
     session = start(DATA / "llama-int4-cpu")
     assert session.provider == "cpu"
     assert session.placement["CPUExecutionProvider"]["GroupQueryAttention"] == 2
+
+
+@pytest.mark.parametrize("name", ["llama-int4-cpu", "phi3-longrope-int4-dml"])
+def test_a_provider_that_cannot_continue(name, monkeypatch):
+    """It gets a whole sequence, or one token after cached ones, and nothing between."""
+    session = start(DATA / name)
+    ids = tokens(30)
+    expected = all_logits(session, ids)[20:]
+    session.runs = "whole or one"
+    run, seen = session.decoder.run, []
+
+    def noted(cache, new, begin, *rest):
+        seen.append((begin, len(new)))
+        return run(cache, new, begin, *rest)
+
+    monkeypatch.setattr(session.decoder, "run", noted)
+    for pieces in ((), (25, 2), (3, 9, 1, 10), (20, 1, 1)):
+        np.testing.assert_allclose(all_logits(session, ids, pieces)[20:], expected, atol=0.02)
+    assert {count for begin, count in seen if begin} == {1}
+    monkeypatch.setattr("nybble.devices.onnxruntime.session.STEP_COST", 1)
+    np.testing.assert_allclose(all_logits(session, ids, (25, 4))[20:], expected, atol=0.02)
+    assert seen[-2:] == [(28, 1), (29, 1)]
+    if name.startswith("llama"):
+        session.runs = "one"
+        np.testing.assert_allclose(all_logits(session, ids, (25, 4))[20:], expected, atol=TOLERANCE)
+        assert {count for _, count in seen[-30:]} == {1}

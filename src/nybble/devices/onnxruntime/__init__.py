@@ -122,6 +122,15 @@ def _start(
     for_provider = make.provider_options_of(section, provider, provider_options, where)
     session = make.make_session(runtime, decoder.file, provider, options, for_provider)
     placement = make.checked_placement(session, provider, allow_cpu_fallback=allow_cpu_fallback, where=where)
+    runs = provider.runs
+    if provider.probed and decoder.io.shares_buffers:
+        from nybble.devices.onnxruntime.probe import attends_to_prompts
+
+        if not attends_to_prompts(runtime, provider, for_provider, decoder.io.caches[0]):
+            runs = "one"
+            reason += (
+                "; its attention gets prompts wrong on this GPU, so prompts run token by token, which is slow"
+            )
     return OnnxRuntimeSession(
         runtime,
         Decoder(
@@ -135,6 +144,7 @@ def _start(
         reason=reason,
         placement=placement,
         kv_cache_limit=kv_cache_limit,
+        runs=runs,
     )  # fmt: skip
 
 

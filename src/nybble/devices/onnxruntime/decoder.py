@@ -68,6 +68,10 @@ class Decoder:
             logits = logits.astype(np.float32)
         return cache.after_run(), logits
 
+    def end_profiling(self) -> str:
+        """The file with ONNX Runtime's profile, if the session options asked for one."""
+        return str(self._session.end_profiling())
+
     @property
     def _keeps_rows(self) -> bool:
         """Whether the model computes only the rows of logits that it is asked for."""

@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nybble.errors import DeviceError
+
+Runs = Literal["any", "whole or one", "one"]
+"""How many tokens a run may have: any number after any number of cached ones; a whole sequence or one
+token after cached ones; one token always."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Provider:
     """Options of genai_config.json that need inputs of a fixed size, which nybble's are not."""
     where: str = ""
     """On which machines it can be."""
+    runs: Runs = "any"
+    """Which runs come out right."""
+    probed: bool = False
+    """Whether GroupQueryAttention must be tried first: see ``probe``."""
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -50,6 +58,9 @@ PROVIDERS: Mapping[str, Provider] = {
             options={"device_id": "0"},
             dropped=("enable_graph_capture",),
             where="Windows",
+            # Its GroupQueryAttention knows a whole prompt and a single token; anything between gives
+            # wrong numbers without an error (measured with 1.24.4; onnxruntime-genai refuses it).
+            runs="whole or one",
         ),
         Provider(
             "webgpu",
@@ -57,6 +68,7 @@ PROVIDERS: Mapping[str, Provider] = {
             "onnxruntime-webgpu",
             "webgpu",
             dropped=("enableGraphCapture",),
+            probed=True,
             where="machines with a GPU that Vulkan, Direct3D 12 or Metal drives",
         ),
         Provider(

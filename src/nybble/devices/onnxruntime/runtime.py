@@ -18,8 +18,10 @@ _OPTIONS: Mapping[str, type] = {
     "enable_cpu_mem_arena": bool,
     "enable_mem_pattern": bool,
     "log_severity_level": int,
+    "enable_profiling": bool,
+    "profile_file_prefix": str,
 }
-"""Keys of genai_config.json's session_options that are attributes of SessionOptions."""
+"""Keys that are attributes of SessionOptions; all others are config entries."""
 
 _IGNORED = frozenset({"log_id", "provider_options", "providers", "log_verbosity_level", "use_env_allocators"})
 

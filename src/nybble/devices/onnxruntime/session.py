@@ -19,12 +19,21 @@ from nybble.devices.longrope import plan_run
 from nybble.devices.onnxruntime.cache import Cache
 from nybble.devices.onnxruntime.decoder import Decoder
 from nybble.devices.onnxruntime.placement import Placement
-from nybble.errors import Cancelled, ContextLengthError, DeviceError, OutOfMemoryError
+from nybble.devices.onnxruntime.providers import Runs
+from nybble.errors import (
+    Cancelled,
+    ContextLengthError,
+    DeviceError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 from nybble.formats.onnx.decoder_io import DecoderIO
 
 ROWS = ("none", "last", "all")
 MAX_ROWS = 512
 """Tokens of one run; logits of all of them come out, whichever are asked for."""
+STEP_COST = 16
+"""About how many tokens of a prompt a GPU computes while it decodes one."""
 
 
 class OnnxRuntimeSequence:
@@ -121,7 +130,8 @@ class OnnxRuntimeSession:
     """A model in ONNX Runtime.
 
     ``provider`` is nybble's name of the execution provider, ``reason`` why it was chosen, ``placement``
-    where the nodes run. ``kv_cache_limit``: bytes that all caches together may take.
+    where the nodes run. ``kv_cache_limit``: bytes that all caches together may take. ``runs``: see
+    ``providers.Runs``.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class OnnxRuntimeSession:
         reason: str,
         placement: Placement,
         kv_cache_limit: int | None,
+        runs: Runs = "any",
     ) -> None:
         self._lock = RLock()
         self._runtime = runtime
@@ -143,6 +154,7 @@ class OnnxRuntimeSession:
         self._io = io
         self._context_length = context_length
         self._limit = kv_cache_limit
+        self.runs = runs
         self._sequences: dict[int, OnnxRuntimeSequence] = {}
         self._running: Any = None
         self._cancelled = False
@@ -178,8 +190,10 @@ class OnnxRuntimeSession:
         """Most tokens that one sequence may hold."""
         return self._context_length
 
-    def new_sequence(self) -> OnnxRuntimeSequence:
-        """An empty sequence."""
+    def new_sequence(self, adapters: Items[float] = ()) -> OnnxRuntimeSequence:
+        """An empty sequence; weights of adapters are refused."""
+        if adapters:
+            raise DeviceError("the device onnxruntime runs no LoRA adapters; merge them with nybble convert")
         with self._lock:
             sequence = OnnxRuntimeSequence(self, self._lock, self.decoder.caches.empty())
             self.add(sequence)
@@ -247,6 +261,9 @@ class OnnxRuntimeSession:
         held = sequence.tokens
         run = plan_run(self._longrope, held, sequence.long, item.tokens)
         start = 0 if run.repeated else sequence.cached
+        new = len(held) - start + len(item.tokens)
+        if self.runs == "whole or one" and new > 1 and start + new < STEP_COST * new:
+            start = 0
         tokens = np.array([*held[start:], *item.tokens], np.int64)
         return _Part(sequence, item, tokens, start, len(held) - start, run.long)
 
@@ -283,21 +300,34 @@ class OnnxRuntimeSession:
                 rows = "last"
             cache, logits = decoder.run(cache, part.tokens[at:end], part.start + at, rows, options)
             if logits is not None:
-                part.logits.append(logits[max(part.silent - at, 0) :] if rows == "all" else logits)
+                asked = end - max(part.silent, at) if rows == "all" else 1
+                part.logits.append(logits[-asked:])
             at = end
         part.cache = cache
 
     def _end_of_piece(self, part: _Part, at: int) -> int:
         """Where the run that begins at token ``at`` ends."""
         total = len(part.tokens)
-        if self._longrope is not None and part.long:
-            switch = self._io.switch_length or 0
-            if part.start + at <= switch:
-                return total  # the graph chooses its rotary tables by the length of this very run
-        if part.item.logits == "all" and self._io.last_row_only and at >= part.silent:
-            return at + 1
-        end = min(at + MAX_ROWS, total)
-        return part.silent if part.item.logits == "all" and at < part.silent < end else end
+        position = part.start + at
+        one_run = self.runs == "whole or one" and not position
+        if self._longrope is not None and part.long and position <= (self._io.switch_length or 0):
+            if self.runs == "one":
+                raise UnsupportedError(
+                    f"{self.provider} computes token by token here, but a sequence of more than"
+                    f" {self._io.switch_length} tokens must run at once when this model's LongRoPE switches"
+                )
+            one_run = True  # the graph chooses its rotary tables by the length of this very run
+        if part.item.logits == "all" and self._io.last_row_only:
+            if one_run and part.silent + 1 < total:
+                raise UnsupportedError(
+                    "this model gives the last row of logits alone and must compute the whole prompt at once:"
+                    " logits of every token cannot be had"
+                )
+            if not one_run:
+                return part.silent if at < part.silent else at + 1
+        if one_run:
+            return total
+        return min(at + MAX_ROWS, total) if self.runs == "any" else at + 1
 
     def cancel(self) -> None:
         """Make a running ``forward`` in another thread raise Cancelled soon."""
