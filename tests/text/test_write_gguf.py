@@ -234,8 +234,8 @@ def test_what_gguf_cannot_say_is_refused(
 
 
 def test_notes_say_what_is_lost(tmp_path: Path) -> None:
-    path = changed_folder("qwen2", tmp_path, normalizer={"type": "NFC"})
-    found = gguf_tokenizer(from_folder(path, size("qwen2")))
+    path = changed_folder("gpt-2", tmp_path, normalizer={"type": "NFC"})
+    found = gguf_tokenizer(from_folder(path, size("gpt-2")))
     assert len(found.notes) == 1 and "NFC" in found.notes[0]
     marks = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     path = changed_folder("llama-spm", tmp_path, normalizer=None, pre_tokenizer=marks)

@@ -23,7 +23,6 @@ from nybble.text.gguf_tokenizer import build_gguf_tokenizer
 from nybble.text.merges import merges_from_scores
 from nybble.text.pretokenizer_names import PROBE, flat_steps, pre_tokenizer_name
 from nybble.text.sentencepiece_model import read_pieces
-from nybble.text.tokenizer import Tokenizer
 from nybble.text.vocabulary import SPACE_MARK, TokenType, byte_of
 from nybble.text.word_piece import marked_text
 
@@ -48,26 +47,29 @@ _PLAIN_TEXTS = (
 
 def folder_to_gguf(folder: Path, vocab_size: int) -> tuple[dict[str, object], list[str]]:
     """The keys ``tokenizer.ggml.*``, and notes about what they cannot say. Errors as ``gguf_tokenizer``."""
-    built, description = read_folder_tokenizer(folder)
-    found = _Folder(folder, description, built, vocab_size)
+    found = _Folder(folder, vocab_size)
     metadata = {_KEY + key: value for key, value in found.metadata().items()}
-    _check(metadata, built, found)
+    found.drop_file()
+    _check(metadata, found)
     return metadata, found.notes
 
 
 class _Folder:
     """A tokenizer.json while it is turned into GGUF keys."""
 
-    def __init__(self, folder: Path, description: dict[str, Any], built: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int) -> None:
         self.path = folder / "tokenizer.json"
-        self.description = description
-        self.model: dict[str, Any] = description["model"]
-        self.built = built
+        self.built, self.description = read_folder_tokenizer(folder)
+        self.model: dict[str, Any] = self.description["model"]
         self.notes: list[str] = []
         self.texts_to_check: tuple[str, ...] = _PLAIN_TEXTS
-        self.added = {int(token["id"]): token for token in description.get("added_tokens") or ()}
+        self.added = {int(token["id"]): token for token in self.description.get("added_tokens") or ()}
         self.size = vocab_size
         self.texts, self.types = self._vocabulary()
+
+    def drop_file(self) -> None:
+        """Forgets tokenizer.json: as Python objects it takes 200 MB where there are 262,144 tokens."""
+        self.description = self.model = {}
 
     def metadata(self) -> dict[str, object]:
         kind = self.model.get("type") or ("BPE" if "merges" in self.model else None)
@@ -426,11 +428,11 @@ class _Folder:
         return UnsupportedError(f"{self.path}: GGUF has no form for this {part}: {shown:.400}")
 
 
-def _check(metadata: Mapping[str, object], built: Tokenizer, folder: _Folder) -> None:
+def _check(metadata: Mapping[str, object], folder: _Folder) -> None:
     """Encodes plain texts both ways. UnsupportedError at the first that gets other ids."""
     other = build_gguf_tokenizer(metadata)
     for text in folder.texts_to_check:
-        wanted, found = built.encode(text), other.encode(text)
+        wanted, found = folder.built.encode(text), other.encode(text)
         if wanted != found:
             first = next(
                 (i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]),

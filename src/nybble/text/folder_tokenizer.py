@@ -71,8 +71,9 @@ def read_folder_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
         raise FormatError(f"{path} has {path.stat().st_size} bytes; the limit is {_MAX_JSON_BYTES}")
     try:
         text = path.read_text("utf-8")
-        description = json.loads(text)
+        # In this order: what the library needs while it reads is as large as what Python makes of it.
         runner = tokenizers.Tokenizer.from_str(text)
+        description = json.loads(text)
     except Exception as error:  # `tokenizers` raises plain Exception
         raise FormatError(f"{path} is not a tokenizer: {error}") from error
     runner.no_padding()
