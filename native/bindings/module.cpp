@@ -7,6 +7,7 @@ void register_machine(nb::module_& module);
 void register_plan(nb::module_& module);
 void register_session(nb::module_& module);
 void register_kernels(nb::module_& module);
+void register_repack(nb::module_& module);
 
 NB_MODULE(_core, module) {
     module.doc() = "nybble's native core: plans, sessions and kernels on the CPU.";
@@ -14,4 +15,5 @@ NB_MODULE(_core, module) {
     register_plan(module);
     register_session(module);
     register_kernels(module);
+    register_repack(module);
 }

@@ -67,6 +67,27 @@ def test_order_of_onnx(form, seed):
     np.testing.assert_array_equal(affine.to_sequential(affine.pack(codes, form), form), sequential)
 
 
+@given(FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_joining_packed_codes(form, rows, groups, seed):
+    parts = random_parts(form, rows, groups, seed)
+    packed = affine.to_sequential(affine.pack(parts.codes.reshape(rows, groups, -1), form), form)
+    data = affine.join_sequential(packed, parts.scales, parts.zero_points, form)
+    np.testing.assert_array_equal(data, affine.join(parts, form))
+
+
+def test_joining_refuses_what_does_not_fit():
+    form = affine.AffineFormat(4, 32, "f16", True)
+    packed, scales, points = (
+        np.zeros((2, 3, 16), np.uint8),
+        np.zeros((2, 3, 2), np.uint8),
+        np.zeros((2, 3), np.uint8),
+    )
+    assert affine.join_sequential(packed, scales, points, form).shape == (2 * 3 * 19,)
+    for wrong in ((packed[:1], scales, points), (packed, scales[..., :1], points), (packed, scales, None)):
+        with pytest.raises(ValueError, match=r"int4_g32_f16_z: .* do not fit"):
+            affine.join_sequential(*wrong, form)
+
+
 def test_nibbles_lie_as_in_gguf():
     values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     theirs = encoding("q4_0").quantize(values.reshape(-1)).reshape(-1, 18)

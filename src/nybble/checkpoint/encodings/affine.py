@@ -207,6 +207,38 @@ def to_sequential(packed: Bytes, form: AffineFormat) -> Bytes:
     return out.reshape(packed.shape)
 
 
+def join_sequential(packed: Bytes, scales: Bytes, zero_points: Bytes | None, form: AffineFormat) -> Bytes:
+    """Encoded rows from codes that are packed in ONNX's order: flat uint8, in one pass over memory.
+
+    ``packed`` is uint8 (rows, groups, code_bytes); the others are as in ``AffineParts``.
+    """
+    rows, groups = packed.shape[:2]
+    if packed.shape != (rows, groups, form.code_bytes) or scales.shape != (rows, groups, form.scale_bytes):
+        raise ValueError(f"{form.name}: codes {packed.shape} and scales {scales.shape} do not fit")
+    if (zero_points is not None) != form.has_zero_point or (
+        zero_points is not None and zero_points.shape != (rows, groups)
+    ):
+        raise ValueError(f"{form.name}: zero points do not fit")
+    out = np.empty((rows * groups, form.header_bytes + form.code_bytes), np.uint8)
+    if form.bits == 4 and form.group_size % 32 == 0:
+        from nybble import _core
+
+        _core.join_nibbles(
+            np.ascontiguousarray(packed).reshape(-1),
+            np.ascontiguousarray(scales).reshape(-1),
+            None if zero_points is None else np.ascontiguousarray(zero_points).reshape(-1),
+            rows * groups,
+            form.group_size,
+            out.reshape(-1),
+        )
+        return out.reshape(-1)
+    out[:, : form.scale_bytes] = scales.reshape(rows * groups, -1)
+    if zero_points is not None:
+        out[:, form.scale_bytes] = zero_points.reshape(-1)
+    out[:, form.header_bytes :] = from_sequential(packed, form).reshape(rows * groups, -1)
+    return out.reshape(-1)
+
+
 def scale_values(scales: Bytes, form: AffineFormat) -> Floats:
     """Bits of scales (..., scale_bytes) as float32 (...)."""
     return _PLAIN[form.scale].dequantize(scales.reshape(-1)).reshape(scales.shape[:-1])

@@ -42,7 +42,7 @@ def native_weight(tensor: Tensor) -> Tensor:
     tensor = tensor.changed(data=data)
     if form.group_size % BLOCK == 0:
         blocks = data.reshape(-1, form.header_bytes + form.code_bytes)
-        found = _nibbles(blocks, form) if form.bits == 4 else _differences(blocks, form)
+        found = _same_codes(blocks, form) or _differences(blocks, form)
         if found is not None:
             name, converted = found
             same = converted is data or encoding(name) is tensor.encoding
@@ -54,24 +54,26 @@ def native_weight(tensor: Tensor) -> Tensor:
     return tensor.changed(encoding=f32, data=tensor.encoding.dequantize(data).view(np.uint8))
 
 
-def _nibbles(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
-    """Codes of four bits stay as they are; only what stands before them changes."""
-    scales, kind = _scales(blocks, form)
+def _same_codes(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
+    """Codes stay as they are; only what stands before them changes."""
     points = _zero_points(blocks, form)
+    if form.bits not in (4, 8) or (form.bits == 8 and points is not None):
+        return None
     if points is not None and points.max(initial=0) > MAX_ZERO_POINT:
         return None
-    name = ("q4_0" if kind == "f16" else "int4_g32_f32") if points is None else f"int4_g32_{kind}_z"
-    codes = blocks[:, form.header_bytes :]
-    if (
-        form.group_size == BLOCK
-        and scales.shape[1] == form.scale_bytes
-        and (points is None) != form.has_zero_point
-    ):
-        return name, blocks.reshape(-1)  # the very same bytes
+    scales, kind = _scales(blocks, form)
+    name = f"int{form.bits}_g32_{kind}" + ("" if points is None else "_z")
+    name = {"int4_g32_f16": "q4_0", "int8_g32_f16": "q8_0"}.get(name, name)
+    same_header = scales.shape[1] == form.scale_bytes and (points is not None) == form.has_zero_point
+    if form.group_size == BLOCK and same_header and name != "q8_0":
+        return name, blocks.reshape(-1)
     header = scales if points is None else np.concatenate([scales, points[:, None]], axis=1)
-    out = _empty(len(blocks), form, header.shape[1] + BLOCK // 2)
+    out = _empty(len(blocks), form, header.shape[1] + BLOCK * form.bits // 8)
     out[:, :, : header.shape[1]] = header[:, None]
-    out[:, :, header.shape[1] :] = codes.reshape(*out.shape[:2], BLOCK // 2)
+    codes = out[:, :, header.shape[1] :]
+    codes[...] = blocks[:, form.header_bytes :].reshape(codes.shape)
+    if name == "q8_0":  # signed there
+        codes ^= np.uint8(128)
     return name, out.reshape(-1)
 
 

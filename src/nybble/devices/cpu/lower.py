@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from nybble import _core
 from nybble.checkpoint.config import RopeConfig
+from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.tensor import Tensor
 from nybble.devices.cpu.affine_weights import native_weight
 from nybble.devices.cpu.fuse import OUTPUT, Fuser
@@ -43,6 +45,7 @@ class Lowering:
         self.plan.context_length = context_length
         self.keep_alive: list[object] = []
         self._weights: dict[str, int] = {}
+        self._converted: dict[str, Tensor] = {}
         self._vectors: dict[tuple[str, int], int] = {}
         self._permutations: dict[str, int] = {}
         self._ropes: dict[RopeConfig, int] = {}
@@ -56,6 +59,7 @@ class Lowering:
         steps = fuser.run()
         self._assign_buffers(steps, fuser.widths)
         self._make_groups(steps)
+        self._convert_affine(steps)
         for step in steps:
             self._emit(step)
         self.plan.validate()
@@ -118,10 +122,20 @@ class Lowering:
 
     # -- constants ---------------------------------------------------------------------------------
 
+    def _convert_affine(self, steps: list[Step]) -> None:
+        """Affine weights, several at a time: NumPy and the core let other threads run."""
+        names = {part.weight for step in steps if isinstance(step, LinearStep) for part in step.parts}
+        names |= {step.weight for step in steps if isinstance(step, EmbeddingStep)}
+        affine = [name for name in sorted(names) if affine_format(self._tensors[name].encoding.name)]
+        if affine:
+            with ThreadPoolExecutor(_core.default_threads()) as pool:
+                converted = pool.map(native_weight, [self._tensors[name] for name in affine])
+                self._converted = dict(zip(affine, converted, strict=True))
+
     def _weight(self, name: str) -> int:
         index = self._weights.get(name)
         if index is None:
-            tensor = native_weight(self._tensors[name])
+            tensor = self._converted.pop(name, None) or native_weight(self._tensors[name])
             rows, columns = tensor.shape
             data = np.ascontiguousarray(tensor.data)
             self.keep_alive.append(data)
