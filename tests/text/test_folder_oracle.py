@@ -141,6 +141,7 @@ def genai(path: Path) -> Any:
     return library.Tokenizer(library.Model(str(path)))
 
 
+@pytest.mark.slow
 def test_onnxruntime_genai_byte_level(tmp_path: Path) -> None:
     for name in ("gpt-2", "llama-bpe", "qwen2"):
         at = tmp_path / name

@@ -282,6 +282,8 @@ def test_vocabularies_larger_and_smaller_than_the_models(tmp_path: Path) -> None
     assert "tokenizer.ggml.eos_token_id" not in smaller
     with pytest.raises(FormatError, match="vocabulary ends at 49999"):
         gguf_tokenizer_metadata(from_folder(path, 50000))
+    with pytest.raises(FormatError, match="the limit is 16777216"):
+        gguf_tokenizer_metadata(from_folder(path, 2**31 - 1))
 
 
 def test_an_end_token_of_an_unusual_name_is_kept(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from nybble.text.vocabulary import SPACE_MARK, TokenType, byte_of
 from nybble.text.word_piece import marked_text
 
 _KEY = "tokenizer.ggml."
+_MAX_TOKENS = 1 << 24
 _CONVERTED_SCORE = -1000.0
 """The score that llama.cpp's converter gives to added tokens, which it makes control tokens."""
 _UNUSED, _BYTE = int(TokenType.UNUSED), int(TokenType.BYTE)
@@ -94,6 +95,10 @@ class _Folder:
 
     def _vocabulary(self) -> tuple[list[str], npt.NDArray[np.uint8]]:
         """Texts and types of all ``vocab_size`` tokens; ids without a token become padding."""
+        if self.size > _MAX_TOKENS:
+            raise FormatError(
+                f"{self.path}: the model's vocabulary has {self.size} tokens; the limit is {_MAX_TOKENS}"
+            )
         texts: list[str | None] = [None] * self.size
         types = np.full(self.size, TokenType.UNUSED, np.uint8)
         vocabulary = self.model.get("vocab")
