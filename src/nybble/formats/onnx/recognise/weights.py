@@ -17,8 +17,8 @@ from nybble.checkpoint.encodings.affine import (
     AffineFormat,
     AffineParts,
     affine_encoding,
-    from_sequential,
     join,
+    join_sequential,
 )
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import FormatError, UnsupportedError
@@ -246,12 +246,7 @@ def _affine_tensor(name: str, stored: Quantized) -> Tensor:
         if zero is not None:
             points = np.ascontiguousarray(np.repeat(zero(), repeats, axis=1)[:, :groups])
         if packed is not None:
-            blocks = np.empty((rows, groups, kind.block_bytes), np.uint8)
-            blocks[..., : form.scale_bytes] = bits
-            if points is not None:
-                blocks[..., form.scale_bytes] = points
-            blocks[..., form.header_bytes :] = from_sequential(packed(), form)
-            return blocks.reshape(-1)
+            return join_sequential(packed(), bits, points, form)
         return join(AffineParts(np.ascontiguousarray(stored.codes()), bits, points), form)
 
     return Tensor(name, stored.shape, kind, data)
