@@ -202,6 +202,16 @@ def test_options_that_do_not_go_together(
         convert(source, tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
+def test_an_awq_target_takes_no_rounding_unasked(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    for weights in ("f16", "q4_1"):
+        source = model_file(tmp_path / f"{weights}.gguf", weights=weights)
+        with pytest.raises(ConversionError, match="rtn"):
+            convert(source, tmp_path / "out", to="onnx-dml-int4")
+        report = convert(source, tmp_path / weights, to="onnx-dml-int4", method="rtn")
+        assert {t.target[:4] for t in report.tensors if t.name.endswith("_proj.weight")} == {"int4"}
+
+
 # -- outputs -------------------------------------------------------------------------------------------
 
 
@@ -239,11 +249,30 @@ def test_an_output_is_not_overwritten_unasked(source: Path, tmp_path: Path) -> N
 
 def test_the_source_is_never_written_over(source: Path, tmp_path: Path) -> None:
     before = source.read_bytes()
-    with pytest.raises(UnsupportedError, match="would be read"):
+    with pytest.raises(OutputError, match="would be read"):
         convert(source, source, to="gguf", overwrite=True)
-    with pytest.raises(UnsupportedError, match="would be read"):
+    with pytest.raises(OutputError, match="would be read"):
         convert(source, tmp_path, to="safetensors", overwrite=True)
     assert source.read_bytes() == before
+
+
+def test_only_outputs_of_nybble_are_replaced(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    convert(source, folder, to="safetensors", overwrite=True)  # it was empty
+    convert(source, folder, to="safetensors", overwrite=True)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match=r"has thesis\.txt"):
+        convert(source, folder, to="safetensors", overwrite=True)
+    (folder / "nybble.json").unlink()
+    with pytest.raises(OutputError, match="no manifest"):
+        convert(source, folder, to="safetensors", overwrite=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        convert(source, folder, to="gguf", overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file"):
+        convert(source, tmp_path / "file", to="safetensors", overwrite=True)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(

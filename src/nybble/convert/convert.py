@@ -38,10 +38,9 @@ from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
-from nybble.convert.verify import is_unchanged
-from nybble.errors import UnsupportedError
+from nybble.convert.verify import extra_files, is_unchanged
 from nybble.formats.mapping import release_pages
-from nybble.formats.output import require_space, staged_file, staged_folder
+from nybble.formats.output import OutputError, require_space, staged_file, staged_folder
 from nybble.text.tokenizer import FolderTokenizerSource
 
 if TYPE_CHECKING:
@@ -101,7 +100,8 @@ def convert(
     output = Path(target)
     path = resolve(os.fspath(source), progress=progress, offline=offline)
     read = tied_again(_with_folder_tokenizer(read_checkpoint(path)))
-    _check_target(output, read)
+    if overwrite:
+        _check_target(output, read, folder=place.is_folder)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
     with _output(output, overwrite=overwrite, folder=place.is_folder) as stage:
         inputs = _hash_inputs(read, path, progress)
@@ -286,14 +286,26 @@ def _with_folder_tokenizer(read: Checkpoint) -> Checkpoint:
     return replace(read, tokenizer=FolderTokenizerSource(folder)) if isinstance(folder, Path) else read
 
 
-def _check_target(output: Path, read: Checkpoint) -> None:
-    """The source must not be what is written over."""
-    if read.source is None or not output.exists():
+def _check_target(output: Path, read: Checkpoint, *, folder: bool) -> None:
+    """Refuses to replace what is read, and what nybble did not write."""
+    if not output.exists():
         return
-    source = read.source.resolve()
-    target = output.resolve()
-    if source == target or target in source.parents:
-        raise UnsupportedError(f"{output}: is the model that would be read; name another output")
+    if read.source is not None:
+        source, target = read.source.resolve(), output.resolve()
+        if source == target or target in source.parents:
+            raise OutputError(f"{output}: is the model that would be read; name another output")
+    if output.is_dir() != folder:
+        raise OutputError(f"{output}: is a {'folder' if output.is_dir() else 'file'}; name another output")
+    if folder and any(output.iterdir()):
+        place = manifest_path(output)
+        strange = (
+            extra_files(output, read_manifest(place)) if place.is_file() else ("no manifest of nybble's",)
+        )
+        if strange:
+            raise OutputError(
+                f"{output}: has {', '.join(strange[:3])}: such a folder is not replaced; name another output"
+                " or delete it"
+            )
 
 
 # -- manifest ------------------------------------------------------------------------------------------

@@ -128,30 +128,31 @@ def hash_file(path: Path, name: str | None = None, done: Callable[[int], None] |
     return FileHash(path.name if name is None else name, size, digest.hexdigest())
 
 
+_INPUT_SUFFIXES = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".onnx",
+    ".data",
+    ".onnx_data",
+    BLOCKS_NAME,
+)
+
+
 def input_files(source: Path, metadata: Mapping[str, object]) -> list[Path]:
-    """The files of a model: those of a folder that matter, or a file and its other parts."""
-    if source.is_dir():
-        suffixes = (
-            ".safetensors",
-            ".json",
-            ".jinja",
-            ".model",
-            ".txt",
-            ".onnx",
-            ".data",
-            ".onnx_data",
-            BLOCKS_NAME,
-        )
-        return sorted(
-            path
-            for path in source.iterdir()
-            if path.is_file() and path.name.endswith(suffixes) and path.name != FOLDER_NAME
-        )
+    """The files of a model: a GGUF file and its other parts, or those of a folder that matter."""
     if source.suffix == ".gguf":
         from nybble.formats.gguf.split import part_paths
 
         return part_paths(source, metadata)
-    return [source]
+    folder = source if source.is_dir() else source.parent
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name.endswith(_INPUT_SUFFIXES) and path.name != FOLDER_NAME
+    )
 
 
 # -- checks --------------------------------------------------------------------------------------------

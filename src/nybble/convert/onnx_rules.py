@@ -11,6 +11,7 @@ from nybble.checkpoint.forms import FormName
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.relation import INTEGERS
 from nybble.convert.rules import OUTPUT, affine_candidates, bits_of, is_block, is_matrix
+from nybble.errors import ConversionError
 from nybble.graph.onnx.target import Method, Target
 from nybble.graph.onnx.weights import block_size, written_encoding
 
@@ -41,7 +42,10 @@ class OnnxRules:
         if not is_matrix(tensor) or tensor.name == "model.embed_tokens.weight":
             return self.target.element_type if not is_block(tensor.encoding) else None
         method: Method | None = "rtn" if self.method else None
-        return written_encoding(tensor, self.target, method, output=tensor.name == OUTPUT).name
+        try:
+            return written_encoding(tensor, self.target, method, output=tensor.name == OUTPUT).name
+        except ValueError as error:
+            raise ConversionError(f"{error}; nothing was written") from error
 
     def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
         form = affine_format(encoding.name)
@@ -60,6 +64,12 @@ class OnnxRules:
     def nearest(self, tensor: Tensor) -> str:
         if not is_matrix(tensor) or (self.target.weights == "float" and self.prescribes):
             return self.target.element_type
+        if self.target.weights == "int4" and not (self.method or self.target.method):
+            raise ConversionError(
+                f"{tensor.name} is {tensor.encoding.name}, but {self.target.name} wants weights that are int4"
+                " already (an AWQ checkpoint, for example); nothing was written\nchoices:\n"
+                "  --method rtn       round to nearest, which loses more"
+            )
         bits = 4 if bits_of(tensor.encoding) < 5.5 or self.target.weights == "int4" else 8
         for size in (32, 16):
             if tensor.shape[-1] % size == 0:

@@ -75,7 +75,7 @@ def verify(
             missing.append(item.name)
         elif file.stat().st_size != item.nbytes or hash_file(file, item.name, count) != item:
             changed.append(item.name)
-    extra = _extra(folder, manifest) if place.name == FOLDER_NAME else ()
+    extra = extra_files(folder, manifest) if place.name == FOLDER_NAME else ()
     return Verification(place, manifest, tuple(missing), tuple(changed), extra)
 
 
@@ -84,7 +84,7 @@ def is_unchanged(files: tuple[FileHash, ...], manifest: Manifest) -> bool:
     return set(files) <= set(manifest.outputs)
 
 
-def _extra(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+def extra_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """Files that are not in the manifest; hidden ones (``.cache``, ``.DS_Store``) do not count."""
     known = {item.name for item in manifest.outputs} | {FOLDER_NAME}
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
