@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nybble.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from nybble.adapters import Given
     from nybble.checkpoint.checkpoint import Checkpoint
     from nybble.generate.prompt import Message, Render
     from nybble.hub import ProgressCallback
@@ -27,6 +28,7 @@ def load(
     kv_cache: str | None = None,
     precision: str | None = None,
     chat_template: str | None = None,
+    adapters: Mapping[str, Given] | Sequence[Given] = (),
     cached_conversations: int = 1,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
@@ -48,6 +50,9 @@ def load(
             path); None: the device's default (cpu: ``fast``).
         chat_template: Jinja2 source, or the name of one of nybble's own (``chatml``, ``llama3``, ...);
             None: the file's.
+        adapters: LoRA adapters (PEFT folders or GGUF files) that are applied while the model runs: a list
+            of paths, or paths by name; ``(path, weight)`` in place of a path gives a weight other than 1.
+            Each request may have others: see ``GenerationOptions.adapters``.
         cached_conversations: conversations whose computed tokens are kept for the next turn.
         progress: called while a model is downloaded; see ``nybble.hub.resolve``.
         offline: True: never download; None: what the environment says.
@@ -57,7 +62,8 @@ def load(
         NotFoundError: no model has this name.
         DownloadError: it could not be fetched.
         FormatError: the file is damaged.
-        UnsupportedError: a format or an architecture that nybble does not know.
+        UnsupportedError: a format or an architecture that nybble does not know, or an adapter that does
+            not fit the model.
         DeviceError: the device does not exist or cannot run it.
     """
     from nybble.hub import resolve
@@ -70,6 +76,7 @@ def load(
         started,
         device=device,
         chat_template=chat_template,
+        adapters=adapters,
         cached_conversations=cached_conversations,
         threads=threads,
         context_length=context_length,
@@ -84,6 +91,7 @@ def from_checkpoint(
     *,
     device: str = "cpu",
     chat_template: str | None = None,
+    adapters: Mapping[str, Given] | Sequence[Given] = (),
     cached_conversations: int = 1,
     **device_options: Any,
 ) -> Model:
@@ -93,6 +101,7 @@ def from_checkpoint(
         perf_counter(),
         device=device,
         chat_template=chat_template,
+        adapters=adapters,
         cached_conversations=cached_conversations,
         **device_options,
     )
@@ -160,22 +169,29 @@ def _model(
     *,
     device: str,
     chat_template: str | None,
+    adapters: Mapping[str, Given] | Sequence[Given],
     cached_conversations: int,
     **options: Any,
 ) -> Model:
     from nybble import devices
+    from nybble.adapters import read_adapters, with_read_adapters
     from nybble.generate.options import recommended_options
     from nybble.model import Model
 
     tokenizer = None if checkpoint.tokenizer is None else checkpoint.tokenizer.build()
     render = None if tokenizer is None else _render(checkpoint, tokenizer, chat_template)
+    found = read_adapters(adapters) if adapters else []
+    checkpoint = with_read_adapters(checkpoint, found, device)
+    defaults = recommended_options(checkpoint.metadata)
+    if found:
+        defaults = defaults.updated({"adapters": {adapter.name: weight for adapter, weight in found}})
     session = devices.compile(checkpoint, device=device, **options)
     return Model(
         session,
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         render=render,
-        defaults=recommended_options(checkpoint.metadata),
+        defaults=defaults,
         load_seconds=perf_counter() - started,
         cached_sequences=cached_conversations,
     )

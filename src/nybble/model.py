@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +137,15 @@ class Model:
 
     # -- numbers ---------------------------------------------------------------------------------
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after each token: float32 (len(tokens), vocab_size)."""
-        return self._runner.logits([int(token) for token in tokens])
+    def logits(
+        self, tokens: Sequence[int], *, adapters: Mapping[str, float] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits after each token: float32 (len(tokens), vocab_size).
+
+        ``adapters`` as ``GenerationOptions.adapters``.
+        """
+        chosen = self.defaults if adapters is None else self.defaults.updated({"adapters": adapters})
+        return self._runner.logits([int(token) for token in tokens], self._adapter_weights(chosen))
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -156,6 +162,11 @@ class Model:
         if self.checkpoint is None:
             raise UnsupportedError("this model was made without a checkpoint and has no config")
         return self.checkpoint.config
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that the model was loaded with."""
+        return () if self.checkpoint is None else self.checkpoint.adapters
 
     @property
     def context_length(self) -> int:
@@ -201,7 +212,17 @@ class Model:
             vocab_size=None if tokenizer is None else tokenizer.vocab_size,
             breakers=self._breakers(options),
             load_seconds=self.load_seconds,
+            adapters=self._adapter_weights(options),
         )
+
+    def _adapter_weights(self, options: GenerationOptions) -> tuple[float, ...]:
+        """The weight of each adapter in the order of ``adapters``; those that nobody names are off."""
+        given = options.adapters or {}
+        for name in given:
+            if name not in self.adapters:
+                known = f"it has {', '.join(self.adapters)}" if self.adapters else "it was loaded without any"
+                raise ValueError(f"the model has no adapter {name!r}: {known}")
+        return tuple(given.get(name, 0.0) for name in self.adapters)
 
     def _breakers(self, options: GenerationOptions) -> Sequence[int]:
         if options.dry_multiplier == 0 or not options.dry_sequence_breakers:

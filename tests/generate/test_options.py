@@ -67,9 +67,19 @@ def test_every_option_is_checked_and_documented():
         "stop_tokens",
         "dry_sequence_breakers",
         "logit_bias",
+        "adapters",
     }
     names = {field.name for field in dataclasses.fields(GenerationOptions)}
     assert names - checked == {"ignore_eos", "reuse_prefix", "trust_content"}
+
+
+def test_adapters():
+    assert GenerationOptions().adapters is None
+    assert GenerationOptions(adapters={"pirate": 1}).adapters == {"pirate": 1.0}
+    assert GenerationOptions(adapters={}).adapters == {}
+    for bad in ("pirate", ["pirate"], {"pirate": "1"}, {"pirate": float("nan")}, {"pirate": 1e5}):
+        with pytest.raises(ValueError, match="adapter"):
+            GenerationOptions(adapters=bad)
 
 
 def test_greedy_is_temperature_zero_or_next_to_it():

@@ -39,6 +39,8 @@ class Checkpoint:
     format: str = ""
     """``gguf``, ``safetensors`` or ``onnx``."""
     name: str = ""
+    adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters whose matrices ``with_adapters`` put among the tensors."""
 
     @property
     def nbytes(self) -> int:

@@ -89,7 +89,10 @@ _GROUPS = {
 }
 GENERATION = tuple(option for group in _GROUPS.values() for option in group)
 
-NOT_OFFERED = {"reuse_prefix": "a command that runs once has no earlier prompt; a chat always reuses"}
+NOT_OFFERED = {
+    "adapters": "--adapter PATH:WEIGHT loads an adapter and gives its weight",
+    "reuse_prefix": "a command that runs once has no earlier prompt; a chat always reuses",
+}
 """Fields of GenerationOptions without an option here, and why."""
 
 NOT_IN_CHAT = ("n", "logprobs")
@@ -205,13 +208,31 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache", metavar="E", help="encoding of the KV cache: f32, f16, bf16, q8_0 or q4_0"
     )
     group.add_argument("--precision", metavar="P", help="arithmetic: fast (default) or f32, the reference")
+    group.add_argument(
+        "--adapter",
+        type=adapter,
+        metavar="PATH[:WEIGHT]",
+        action="append",
+        help="apply a LoRA adapter (PEFT folder or GGUF file), at weight 1 unless given; may be repeated",
+    )
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of ``nybble.load`` that the user gave."""
     names = ("device", "threads", "context_length", "kv_cache", "precision", "chat_template")
     given = {name: getattr(arguments, name, None) for name in names}
+    given["adapters"] = getattr(arguments, "adapter", None)
     return {name: value for name, value in given.items() if value is not None}
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """The value of ``--adapter``: a path, and after a colon its weight; 1 where no number follows one."""
+    path, colon, end = text.rpartition(":")
+    try:
+        weight = float(end) if colon and path else None
+    except ValueError:
+        weight = None
+    return (text, 1.0) if weight is None else (path, weight)
 
 
 def chat_template(text: str) -> str:

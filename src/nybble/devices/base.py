@@ -60,7 +60,16 @@ class Session(Protocol):
         """Most tokens that one sequence may hold."""
         ...
 
-    def new_sequence(self) -> Sequence: ...
+    def new_sequence(self, adapters: Items[float] = ()) -> Sequence:
+        """An empty sequence, with the weight of each of the checkpoint's LoRA adapters.
+
+        None given: all are off. A fork has the same weights.
+
+        Raises:
+            ValueError: the number of weights is another than that of the adapters.
+            DeviceError: weights are given and the device runs no adapters.
+        """
+        ...
 
     def forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         """Run the new tokens; returns logits (rows asked for, vocab_size) in batch order.
@@ -77,3 +86,10 @@ class Session(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def adapter_weights(given: Items[float], count: int) -> tuple[float, ...]:
+    """One weight for each of ``count`` adapters; none given: all 0."""
+    if given and len(given) != count:
+        raise ValueError(f"{len(given)} weights of adapters; the model has {count}")
+    return tuple(float(weight) for weight in given) or (0.0,) * count

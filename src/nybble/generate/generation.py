@@ -31,7 +31,7 @@ class Generation(Iterator[Piece]):
     Closing it, leaving its ``with`` block or dropping it frees its cache and computes no more.
     ``decoder`` makes an incremental decoder for each choice, ``end_tokens`` end an answer,
     ``breakers`` are DRY's sequence breakers. ``vocab_size``: tokens that the tokenizer knows; logits
-    beyond it pad the matrix and are never drawn.
+    beyond it pad the matrix and are never drawn. ``adapters``: the weight of each LoRA adapter.
 
     Raises:
         ValueError: the prompt is empty or holds a token id outside the vocabulary.
@@ -49,6 +49,7 @@ class Generation(Iterator[Piece]):
         breakers: Sequence[int] = (),
         vocab_size: int | None = None,
         load_seconds: float = 0.0,
+        adapters: tuple[float, ...] = (),
     ) -> None:
         runner.check(prompt)
         known = runner.vocab_size if vocab_size is None else min(vocab_size, runner.vocab_size)
@@ -73,7 +74,7 @@ class Generation(Iterator[Piece]):
             )
             for index in range(options.n)
         ]
-        self._state = _State(runner, tuple(prompt), options, writers, seed, load_seconds)
+        self._state = _State(runner, tuple(prompt), options, writers, seed, load_seconds, adapters)
         # The generator must not hold this object, or dropping it would not end the generator.
         self._steps = _steps(self._state)
 
@@ -166,6 +167,7 @@ class _State:
     writers: list[Writer]
     seed: int
     load_seconds: float
+    adapters: tuple[float, ...] = ()
     job: Job = field(default_factory=Job)
     cached: int = 0
     computed: int = 0
@@ -194,7 +196,7 @@ def _steps(state: _State) -> Generator[Piece, None, None]:
     try:
         started = perf_counter()
         with suppress(Cancelled):
-            prefix, state.cached = runner.start(job, state.prompt, reuse=reuse)
+            prefix, state.cached = runner.start(job, state.prompt, reuse=reuse, adapters=state.adapters)
             state.computed = len(state.prompt) - state.cached
         state.prefill_seconds = perf_counter() - started
         if prefix is None:

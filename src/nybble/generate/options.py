@@ -84,6 +84,9 @@ class GenerationOptions:
     """Report the log-probability of each token and of this many most probable ones; None: none."""
     n: int = 1
     """Completions of one prompt; the prompt is computed once."""
+    adapters: Mapping[str, float] | None = None
+    """Weights of the LoRA adapters that the model was loaded with, by name; those that are not named are
+    off. None: as they were loaded (each at 1, unless ``load`` said otherwise)."""
     reuse_prefix: bool | None = None
     """Reuse the cached tokens that this prompt shares with an earlier one. None: in chats only,
     because a reused cache may round differently from a fresh one (never more than that)."""
@@ -96,6 +99,7 @@ class GenerationOptions:
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         object.__setattr__(self, "stop_tokens", tuple(_integer("stop_tokens", t) for t in self.stop_tokens))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "adapters", _adapters(self.adapters))
         for name, (low, high) in _INTEGERS.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -184,6 +188,18 @@ def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
         if not isinstance(string, str) or not string:
             raise ValueError(f"{name} must be strings that are not empty, got {string!r}")
     return strings
+
+
+def _adapters(value: Mapping[str, float] | None) -> dict[str, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"adapters must be weights by name, such as {{'pirate': 1.0}}, got {value!r}")
+    weights = {}
+    for name, weight in value.items():
+        what = f"the weight of adapter {name!r}"
+        weights[str(name)] = float(_checked(what, _number(what, weight), -1e4, 1e4))
+    return weights
 
 
 def _bias(value: Mapping[int, float] | None) -> dict[int, float]:

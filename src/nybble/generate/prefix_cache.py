@@ -6,7 +6,7 @@ Not safe for several threads; the runner holds its lock around every call.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,11 +20,13 @@ class Prefix:
     """A sequence, and the logits (vocab_size,) after its first ``prompt_length`` tokens if known.
 
     With them, asking the same again gives the same text bit for bit and computes no prompt.
+    ``adapters`` are the weights of LoRA adapters that the sequence was made with.
     """
 
     sequence: Sequence
     prompt_length: int = 0
     logits: Logits | None = None
+    adapters: tuple[float, ...] = ()
 
 
 class PrefixCache:
@@ -34,13 +36,18 @@ class PrefixCache:
         self._capacity = capacity
         self._idle: list[Prefix] = []
 
-    def take(self, tokens: Items[int]) -> Prefix | None:
+    def take(self, tokens: Items[int], adapters: tuple[float, ...] = ()) -> Prefix | None:
         """The sequence that shares most tokens with this prompt, cut to what it shares; or None.
+
+        Only sequences with the same adapters count: other weights give other keys and values.
 
         At least the last prompt token is left to compute, unless the result's ``logits`` are those
         after the whole prompt. The caller owns the sequence until it is put back.
         """
-        shared = [common_prefix(prefix.sequence.tokens, tokens) for prefix in self._idle]
+        shared = [
+            common_prefix(prefix.sequence.tokens, tokens) if prefix.adapters == adapters else 0
+            for prefix in self._idle
+        ]
         if not shared or max(shared) == 0:
             return None
         best = shared.index(max(shared))
@@ -49,7 +56,7 @@ class PrefixCache:
         length = length if whole else min(length, len(tokens) - 1)
         # What the new prompt does not share is worth keeping only where there is room for both.
         if len(self._idle) < self._capacity and length < prefix.sequence.length:
-            prefix = Prefix(prefix.sequence.fork(), prefix.prompt_length, prefix.logits)
+            prefix = replace(prefix, sequence=prefix.sequence.fork())
         else:
             del self._idle[best]
         return self._cut(prefix, length, whole)
@@ -79,7 +86,7 @@ class PrefixCache:
             prefix.sequence.close()
             return None
         if not whole or prefix.sequence.length != length:
-            return Prefix(prefix.sequence)
+            return Prefix(prefix.sequence, adapters=prefix.adapters)
         return prefix
 
 

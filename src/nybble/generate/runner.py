@@ -120,13 +120,17 @@ class Runner:
                 finally:
                     self._running = None
 
-    def start(self, job: Job, tokens: Items[int], *, reuse: bool) -> tuple[Prefix, int]:
+    def start(
+        self, job: Job, tokens: Items[int], *, reuse: bool, adapters: tuple[float, ...] = ()
+    ) -> tuple[Prefix, int]:
         """A sequence that holds the prompt, with the logits after it, and how many tokens were cached.
+
+        ``adapters``: the weight of each of the model's LoRA adapters.
 
         Raises:
             Cancelled, OutOfMemoryError: as ``forward``; the sequence was freed.
         """
-        prefix = self._open(tokens if reuse else ())
+        prefix = self._open(tokens if reuse else (), adapters)
         cached = prefix.sequence.length
         if prefix.logits is not None:
             return prefix, cached
@@ -138,7 +142,7 @@ class Runner:
         except BaseException:
             self.release(prefix, keep=False)
             raise
-        return Prefix(prefix.sequence, len(tokens), logits[-1].copy()), cached
+        return Prefix(prefix.sequence, len(tokens), logits[-1].copy(), adapters), cached
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second sequence with the same content."""
@@ -146,12 +150,12 @@ class Runner:
             self._tidy()
             return sequence.fork()
 
-    def logits(self, tokens: Items[int]) -> npt.NDArray[np.float32]:
+    def logits(self, tokens: Items[int], adapters: tuple[float, ...] = ()) -> npt.NDArray[np.float32]:
         """Logits after every token: (len(tokens), vocab_size)."""
         self.check(tokens)
         job = Job()
         result = np.empty((len(tokens), self.vocab_size), dtype=np.float32)
-        prefix = self._open(())
+        prefix = self._open((), adapters)
         self.begin(job)
         try:
             for start in range(0, len(tokens), self._chunk):
@@ -194,12 +198,16 @@ class Runner:
             self._closed = True
             self._session.close()
 
-    def _open(self, tokens: Items[int]) -> Prefix:
+    def _open(self, tokens: Items[int], adapters: tuple[float, ...]) -> Prefix:
         with self._lock:
             self._tidy()
             if self._closed:
                 raise NybbleError("the model is closed")
-            return self._cache.take(tokens) or Prefix(self._session.new_sequence())
+            found = self._cache.take(tokens, adapters)
+            if found is not None:
+                return found
+            new = self._session.new_sequence
+            return Prefix(new(adapters) if adapters else new(), adapters=adapters)
 
     def _tidy(self) -> None:
         """Do what ``release`` put off; the lock is held."""

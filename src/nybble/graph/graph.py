@@ -156,6 +156,16 @@ class GraphBuilder:
         self._nodes[place] = replace(node, weights=(*node.weights, name))
         return node.outputs[0]
 
+    def scale_by_sequence(self, x: Value, slots: str, scales: str) -> Value:
+        """Column i times scales[i] * weights[slots[i]], the weights being those of the row's sequence.
+
+        ``slots``: i32 tensor (width,), the adapter of each column; ``scales``: f32 tensor (width,).
+        A column whose factor is 0 becomes 0, whatever it holds.
+        """
+        self._slots(slots, x.width)
+        self._vector(scales, x.width)
+        return self._add("scale_by_sequence", (x,), x.width, (slots, scales))
+
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""
         if a.width != b.width:
@@ -233,6 +243,16 @@ class GraphBuilder:
         if not np.array_equal(np.sort(np.frombuffer(data, "<i4")), np.arange(size)):
             raise FormatError(f"{name}: is no permutation of 0 .. {size - 1}")
         return data
+
+    def _slots(self, name: str, size: int) -> None:
+        """Checks numbers of adapters; devices index with them unchecked."""
+        tensor = self._tensor(name)
+        if tensor.encoding.name != "i32" or tensor.shape != (size,):
+            raise FormatError(
+                f"{name}: expected i32 of shape ({size},), found {tensor.encoding.name} {tensor.shape}"
+            )
+        if np.ascontiguousarray(tensor.data).view("<i4").min() < 0:
+            raise FormatError(f"{name}: holds a number below 0")
 
     def _vector(self, name: str, size: int) -> None:
         shape = self._tensor(name).shape

@@ -166,6 +166,16 @@ def gather_columns(x: Floats, columns: npt.NDArray[np.int32]) -> Floats:
     return x[:, columns]
 
 
+def scale_by_sequence(x: Floats, weights: Floats, slots: npt.NDArray[np.int32], scales: Floats) -> Floats:
+    """Column i times scales[i] * weights[:, slots[i]]; 0 where that factor is 0.
+
+    x: (n, width), weights: (n, adapters) of each row's sequence, slots and scales: (width,).
+    """
+    factors = weights[:, slots] * scales
+    with np.errstate(all="ignore"):
+        return np.where(factors == 0, np.float32(0), x * factors)
+
+
 def select_rows(x: Floats, rows: npt.NDArray[np.int64]) -> Floats:
     """The rows whose logits the batch asks for, in order."""
     return x[rows]

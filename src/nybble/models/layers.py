@@ -12,7 +12,11 @@ from nybble.graph.graph import GraphBuilder, Value
 
 def embed(builder: GraphBuilder, config: ModelConfig) -> Value:
     """Token embeddings: (tokens, hidden_size)."""
-    x = builder.embedding("model.embed_tokens.weight", scale=config.embedding_scale)
+    scale = config.embedding_scale
+    x = builder.embedding("model.embed_tokens.weight", scale=scale)
+    if builder.has("model.embed_tokens.adapters.a"):
+        changes = builder.embedding("model.embed_tokens.adapters.a", scale=scale)
+        x = _with_changes(builder, x, changes, "model.embed_tokens")
     return _expect(x, config.hidden_size, "model.embed_tokens.weight")
 
 
@@ -107,7 +111,7 @@ def logits(builder: GraphBuilder, config: ModelConfig, x: Value) -> Value:
     """Final norm and output projection: (rows asked for, vocab_size)."""
     x = norm(builder, config, x, "model.norm")
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    x = _expect(_linear(builder, x, name), config.vocab_size, name)
+    x = _expect(_linear(builder, x, name, module="lm_head"), config.vocab_size, name)
     return builder.softcap(builder.scale(x, config.logit_scale), config.logit_softcap)
 
 
@@ -116,12 +120,27 @@ def _projection(builder: GraphBuilder, x: Value, name: str, width: int, bias: bo
     return _expect(y, width, f"{name}.weight")
 
 
-def _linear(builder: GraphBuilder, x: Value, weight: str, bias: str | None = None) -> Value:
-    """A linear whose weight's columns may lie in another order (GPTQ with act-order)."""
+def _linear(
+    builder: GraphBuilder, x: Value, weight: str, bias: str | None = None, module: str | None = None
+) -> Value:
+    """A linear whose weight's columns may lie in another order (GPTQ with act-order), with its adapters.
+
+    ``module``: whose adapters; None: those of the weight's.
+    """
+    module = weight.removesuffix(".weight") if module is None else module
     permutation = weight.removesuffix("weight") + "input_permutation"
-    if builder.has(permutation):
-        x = builder.gather_columns(x, permutation)
-    return builder.linear(x, weight, bias)
+    gathered = builder.gather_columns(x, permutation) if builder.has(permutation) else x
+    y = builder.linear(gathered, weight, bias)
+    if not builder.has(f"{module}.adapters.a"):
+        return y
+    return _with_changes(builder, y, builder.linear(x, f"{module}.adapters.a"), module)
+
+
+def _with_changes(builder: GraphBuilder, y: Value, inner: Value, module: str) -> Value:
+    """y + B(inner), each adapter at its weight; ``inner`` is A(x). See ``checkpoint/apply_adapters.py``."""
+    prefix = f"{module}.adapters"
+    inner = builder.scale_by_sequence(inner, f"{prefix}.slots", f"{prefix}.scales")
+    return builder.add(y, builder.linear(inner, f"{prefix}.b"))
 
 
 def _expect(x: Value, width: int, name: str) -> Value:

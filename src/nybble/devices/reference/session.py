@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.tensor import Tensor
-from nybble.devices.base import BatchItem
+from nybble.devices.base import BatchItem, adapter_weights
 from nybble.devices.longrope import Run, longrope_of, plan_run
 from nybble.errors import Cancelled, ContextLengthError, DeviceError
 from nybble.graph import Graph, Node, reference
@@ -24,7 +24,9 @@ Floats = npt.NDArray[np.float32]
 class ReferenceSequence:
     """Tokens and, for each layer, keys and values (length, key_value_heads * head_dim)."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: tuple[float, ...] = ()) -> None:
+        self.adapters = adapters
+        """The weight of each LoRA adapter."""
         self.cache: dict[int, tuple[Floats, Floats]] = {}
         self.long = False
         """Which divisors of LongRoPE the keys were rotated with."""
@@ -42,7 +44,7 @@ class ReferenceSequence:
     def fork(self) -> ReferenceSequence:
         """A copy; the arrays are shared, for nothing writes into them."""
         self.check_open()
-        other = ReferenceSequence()
+        other = ReferenceSequence(self.adapters)
         other.commit(self._tokens, dict(self.cache), self.long)
         return other
 
@@ -96,7 +98,10 @@ class _Part:
 class ReferenceSession:
     """A graph and its weights, run with NumPy."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int) -> None:
+    def __init__(
+        self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int, adapters: int = 0
+    ) -> None:
+        self._adapters = adapters
         self._graph = graph
         self._tensors = tensors
         self._weights: dict[str, Floats] = {}
@@ -113,8 +118,8 @@ class ReferenceSession:
     def context_length(self) -> int:
         return self._context_length
 
-    def new_sequence(self) -> ReferenceSequence:
-        return ReferenceSequence()
+    def new_sequence(self, adapters: Sequence[float] = ()) -> ReferenceSequence:
+        return ReferenceSequence(adapter_weights(adapters, self._adapters))
 
     def forward(self, batch: Sequence[BatchItem]) -> Floats:
         """See ``Session.forward``."""
@@ -203,6 +208,7 @@ class _Step:
         rows: npt.NDArray[np.int64],
     ) -> None:
         self.values: dict[int, Floats] = {}
+        self._selected: set[int] = set()
         self._weight = weight
         self._indices = indices
         self._parts = parts
@@ -219,6 +225,8 @@ class _Step:
             outputs = [getattr(reference, _PLAIN[node.operator])(*inputs, *weights, **node.attributes)]
         for value, output in zip(node.outputs, outputs, strict=True):
             self.values[value.index] = output
+        if node.operator == "select_rows" or any(value.index in self._selected for value in node.inputs):
+            self._selected.update(value.index for value in node.outputs)
 
     def embedding(self, node: Node, inputs: list[Floats]) -> list[Floats]:
         return [reference.embedding(self._tokens, self._weight(node.weights[0]), **node.attributes)]
@@ -228,6 +236,14 @@ class _Step:
 
     def gather_columns(self, node: Node, inputs: list[Floats]) -> list[Floats]:
         return [reference.gather_columns(inputs[0], self._indices(node.weights[0]))]
+
+    def scale_by_sequence(self, node: Node, inputs: list[Floats]) -> list[Floats]:
+        slots, scales = self._indices(node.weights[0]), self._weight(node.weights[1])
+        weights = np.array([part.sequence.adapters for part in self._parts], np.float32)
+        rows = np.repeat(weights, [len(part.run.tokens) for part in self._parts], axis=0)
+        if node.inputs[0].index in self._selected:
+            rows = rows[self._rows]
+        return [reference.scale_by_sequence(inputs[0], rows, slots, scales)]
 
     def select_rows(self, node: Node, inputs: list[Floats]) -> list[Floats]:
         return [reference.select_rows(inputs[0], self._rows)]
@@ -268,6 +284,7 @@ _SPECIAL: Mapping[str, Callable[[_Step, Node, list[Floats]], list[Floats]]] = {
     "embedding": _Step.embedding,
     "split": _Step.split,
     "gather_columns": _Step.gather_columns,
+    "scale_by_sequence": _Step.scale_by_sequence,
     "select_rows": _Step.select_rows,
     "rotary": _Step.rotary,
     "attention": _Step.attention,
@@ -295,4 +312,5 @@ def compile_session(checkpoint: Checkpoint, *, context_length: int | None = None
         FormatError: tensors that are missing or do not fit the config.
     """
     length = context_length or checkpoint.config.max_position_embeddings
-    return ReferenceSession(build_graph(checkpoint), checkpoint.tensors, length)
+    adapters = len(checkpoint.adapters)
+    return ReferenceSession(build_graph(checkpoint), checkpoint.tensors, length, adapters)

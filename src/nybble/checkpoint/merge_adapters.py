@@ -1,0 +1,124 @@
+"""Adapters merged into a checkpoint: W + weight * scale * (B @ A), computed when a tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from nybble.checkpoint.adapter import EMBEDDING, OUTPUT, Adapter, LoraPair, fitted
+from nybble.checkpoint.checkpoint import Checkpoint
+from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings import encoding as encoding_of
+from nybble.checkpoint.tensor import Bytes, Tensor
+from nybble.errors import ConversionError
+
+PLAIN = ("f32", "f16", "bf16")
+OWN = "own"
+_CHUNK = 1 << 22  # elements worked on at a time
+_SHOWN = 3
+
+
+def merge_adapters(
+    checkpoint: Checkpoint, adapters: Mapping[Adapter, float], *, encoding: str | None = None
+) -> Checkpoint:
+    """The checkpoint with adapters in its weights.
+
+    Sums are made in float32 and nothing is computed before a tensor's data is asked for. Where the
+    output matrix is the embedding and an adapter changes one of the two, they become two matrices.
+
+    Args:
+        checkpoint: the base model.
+        adapters: the weight of each; 0 leaves an adapter out.
+        encoding: what changed tensors become: a name, or ``own``: what each is. None: each keeps its
+            own where that is f32, f16 or bf16.
+
+    Raises:
+        UnsupportedError: an adapter does not fit the model, or the encoding does not exist.
+        ConversionError: a changed tensor is quantized and ``encoding`` is None, or the encoding cannot
+            be written.
+    """
+    members: dict[str, list[tuple[float, LoraPair]]] = {}
+    for adapter, weight in adapters.items():
+        if weight == 0:
+            continue
+        for name, pair in fitted(adapter, checkpoint.config, checkpoint.tensors).pairs.items():
+            members.setdefault(name, []).append((weight * pair.scale, pair))
+    tensors = dict(checkpoint.tensors)
+    config = checkpoint.config
+    if config.tie_word_embeddings and (OUTPUT in members or EMBEDDING in members):
+        config = replace(config, tie_word_embeddings=False)
+        tensors[OUTPUT] = tensors[EMBEDDING].changed(name=OUTPUT)
+    _check(tensors, members, encoding)
+    for name, changes in members.items():
+        target = _target(tensors[name], encoding)
+        order = tensors.get(name.removesuffix("weight") + "input_permutation")
+        tensors[name] = _merged(tensors[name], changes, target, order)
+    return replace(checkpoint, config=config, tensors=tensors)
+
+
+def merged_names(checkpoint: Checkpoint, adapters: Mapping[Adapter, float]) -> frozenset[str]:
+    """The tensors that ``merge_adapters`` changes."""
+    names = {name for adapter, weight in adapters.items() if weight for name in adapter.pairs}
+    if checkpoint.config.tie_word_embeddings and EMBEDDING in names:
+        names.add(OUTPUT)
+    return frozenset(names)
+
+
+def _check(tensors: Mapping[str, Tensor], members: Mapping[str, object], encoding: str | None) -> None:
+    quantized = [name for name in members if tensors[name].encoding.name not in PLAIN]
+    if quantized and encoding is None:
+        kinds = ", ".join(sorted({tensors[name].encoding.name for name in quantized}))
+        shown = ", ".join(quantized[:_SHOWN]) + (", ..." if len(quantized) > _SHOWN else "")
+        raise ConversionError(
+            f"an adapter merged into quantized weights ({kinds}) gives values that they cannot hold, in"
+            f" {len(quantized)} tensors: {shown}; name an encoding for them (f16, bf16, q8_0, ...), or allow"
+            " loss to quantize them again as they were"
+        )
+    for name in members:
+        target = _target(tensors[name], encoding)
+        if target.quantize is None or tensors[name].shape[-1] % target.block_size:
+            raise ConversionError(
+                f"{name}: cannot be written as {target.name} after merging; name another encoding"
+            )
+
+
+def _target(tensor: Tensor, encoding: str | None) -> Encoding:
+    return tensor.encoding if encoding in (None, OWN) else encoding_of(str(encoding))
+
+
+def _merged(
+    tensor: Tensor, changes: list[tuple[float, LoraPair]], target: Encoding, order: Tensor | None
+) -> Tensor:
+    rows, columns = tensor.shape
+    step = max(1, _CHUNK // columns)
+    quantize = target.quantize
+    assert quantize is not None
+
+    def data() -> Bytes:
+        source = tensor.data.reshape(rows, -1)
+        out = np.empty((rows, target.nbytes(columns)), np.uint8)
+        factors = [_factors(tensor.name, factor, pair, order) for factor, pair in changes]
+        for start in range(0, rows, step):
+            part = np.ascontiguousarray(source[start : start + step])
+            values = tensor.encoding.dequantize(part.reshape(-1)).reshape(len(part), columns)
+            for left, right in factors:
+                values = values + left[start : start + step] @ right
+            out[start : start + step] = quantize(values.reshape(-1)).reshape(len(part), -1)
+        return out.reshape(-1)
+
+    return tensor.changed(encoding=target, data=data)
+
+
+def _factors(
+    name: str, factor: float, pair: LoraPair, order: Tensor | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Two matrices whose product is the change of the tensor as it lies."""
+    a, b = pair.a.dequantize(), pair.b.dequantize() * np.float32(factor)
+    if name == EMBEDDING:
+        return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    if order is not None:
+        a = a[:, order.data.view("<i4")]
+    return b, a
