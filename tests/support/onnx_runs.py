@@ -13,9 +13,10 @@ import onnxruntime
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.encodings import encoding
 from nybble.formats.onnx.targets import TARGETS
 from nybble.graph.onnx.weights import written_encoding
-from support.random_checkpoints import FAMILIES, rope
+from support.random_checkpoints import FAMILIES, rope, with_tensors
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,3 +98,17 @@ def as_written(checkpoint: Checkpoint, target: str) -> Checkpoint:
         assert kind.quantize is not None
         tensors[name] = tensor.changed(encoding=kind, data=kind.quantize(tensor.dequantize()))
     return replace(checkpoint, tensors=tensors)
+
+
+def quantized(checkpoint: Checkpoint, kind: str, *, layers_only: bool = False) -> Checkpoint:
+    """The checkpoint with its matrices in another encoding."""
+    row = encoding(kind)
+    assert row.quantize is not None
+    return with_tensors(
+        checkpoint,
+        {
+            name: tensor.changed(encoding=row, data=row.quantize(tensor.dequantize()))
+            for name, tensor in checkpoint.tensors.items()
+            if len(tensor.shape) == 2 and (not layers_only or ".layers." in name)
+        },
+    )

@@ -12,12 +12,10 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from nybble.checkpoint.checkpoint import Checkpoint
-from nybble.checkpoint.encodings import encoding
 from nybble.devices.reference import compile_session
 from nybble.formats.onnx.write import write_onnx_folder
-from support.onnx_runs import as_written, run_steps
-from support.random_checkpoints import FAMILIES, random_checkpoint, relative_error, run, tokens, with_tensors
+from support.onnx_runs import as_written, quantized, run_steps
+from support.random_checkpoints import FAMILIES, random_checkpoint, relative_error, run, tokens
 
 TOLERANCE = 1e-5
 """float32 everywhere: 2 ** -24 at each of some hundred operations."""
@@ -95,7 +93,7 @@ def test_checked_and_right_in_both_engines(family: str, target: str, tmp_path: P
 def test_integers_are_packed_exactly(kind: str, tied: bool, tmp_path: Path) -> None:
     """Linears, output matrix and embedding: every kind of codes, zero points and odd sizes."""
     config = replace(CASES["qwen2"], tie_word_embeddings=tied, intermediate_size=128)
-    checkpoint = _quantized(random_checkpoint(config), kind)
+    checkpoint = quantized(random_checkpoint(config), kind)
     write_onnx_folder(checkpoint, tmp_path, target="onnx-portable")
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     expected = run(compile_session(checkpoint), tokens(9))
@@ -150,16 +148,3 @@ def test_long_sequences_decode(tmp_path: Path) -> None:
     expected = run(compile_session(checkpoint), ids)
     actual = run_steps(runtime(tmp_path), checkpoint.config, ids, (45, 1, 1))
     assert relative_error(actual, expected) < TOLERANCE
-
-
-def _quantized(checkpoint: Checkpoint, kind: str) -> Checkpoint:
-    row = encoding(kind)
-    assert row.quantize is not None
-    return with_tensors(
-        checkpoint,
-        {
-            name: tensor.changed(encoding=row, data=row.quantize(tensor.dequantize()))
-            for name, tensor in checkpoint.tensors.items()
-            if len(tensor.shape) == 2
-        },
-    )

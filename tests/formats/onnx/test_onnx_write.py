@@ -18,7 +18,7 @@ from nybble.devices.reference import compile_session
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.targets import TARGETS
 from nybble.formats.onnx.write import CONFIG_KEY, DATA_FILE, onnx_folder_bytes, write_onnx_folder
-from support.onnx_runs import as_written, onnx_families, run_steps, session
+from support.onnx_runs import as_written, onnx_families, quantized, run_steps, session
 from support.random_checkpoints import random_checkpoint, relative_error, run, tokens, with_tensors
 
 FAMILIES = onnx_families()
@@ -136,7 +136,7 @@ def test_nodes(family: str, target: str, tmp_path: Path) -> None:
 def test_integers_are_packed_exactly(kind: str, tmp_path: Path) -> None:
     """Codes, scales and zero points of a checkpoint come back bit for bit from the file."""
     config = replace(FAMILIES["phi3"], tie_word_embeddings=True, intermediate_size=128)
-    checkpoint = _quantized(random_checkpoint(config), kind)
+    checkpoint = quantized(random_checkpoint(config), kind)
     target = replace(TARGETS["onnx-cpu-int4"], accuracy_level=0)
     write_onnx_folder(checkpoint, tmp_path, target=target)
     model = onnx.load(tmp_path / "model.onnx")
@@ -225,7 +225,7 @@ def test_other_forms_and_encodings_are_refused(tmp_path: Path) -> None:
 
 def test_dml_takes_int4_weights_as_they_are(tmp_path: Path) -> None:
     """An AWQ checkpoint: int4 linears, float16 embedding and output matrix."""
-    checkpoint = _quantized(random_checkpoint(FAMILIES["llama"]), "int4_g32_f16_z", layers_only=True)
+    checkpoint = quantized(random_checkpoint(FAMILIES["llama"]), "int4_g32_f16_z", layers_only=True)
     write_onnx_folder(checkpoint, tmp_path, target="onnx-dml-int4")
     expected = run(compile_session(checkpoint), tokens(12))
     actual = run_steps(session(tmp_path), checkpoint.config, tokens(12), (8, 1))
@@ -290,16 +290,3 @@ def test_config_and_genai_config(tmp_path: Path) -> None:
     assert decoder["session_options"]["provider_options"] == [{"dml": {"enable_graph_capture": "1"}}]
     assert decoder["inputs"]["position_ids"] == "position_ids"
     assert decoder["head_size"] == 32 and decoder["num_hidden_layers"] == 4
-
-
-def _quantized(checkpoint: Checkpoint, kind: str, layers_only: bool = False) -> Checkpoint:
-    row = encoding(kind)
-    assert row.quantize is not None
-    return with_tensors(
-        checkpoint,
-        {
-            name: tensor.changed(encoding=row, data=row.quantize(tensor.dequantize()))
-            for name, tensor in checkpoint.tensors.items()
-            if len(tensor.shape) == 2 and (not layers_only or ".layers." in name)
-        },
-    )
