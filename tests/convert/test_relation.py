@@ -46,7 +46,7 @@ def test_what_a_relation_says_is_so(source: str, target: str) -> None:
         assert recoded(one, row) is one
         return
     measured: list[ValueErrors] = []
-    made = recoded(one, row, transcoded=found.how == "transcoded", done=measured.append)
+    made = recoded(one, row, how=found.how, done=measured.append)
     assert made.encoding.name == target and made.name == one.name and made.shape == one.shape
     difference = made.dequantize().astype(np.float64) - one.dequantize()
     assert (found.kind == "exact") == (not difference.any())
@@ -88,6 +88,18 @@ def test_values_on_a_grid_find_it_again() -> None:
     on_grid = recoded(tensor("q4_1"), encoding("f32"))
     assert relation_of(on_grid, encoding("q4_1")).kind == "exact"
     assert np.array_equal(recoded(on_grid, encoding("q4_1")).data, tensor("q4_1").data)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("q6_k", "int8_g16_f16"), ("int4_g32_f32_z", "int4_g32_f16_z")]
+)
+def test_scales_alone_are_rounded_where_that_is_enough(source: str, target: str) -> None:
+    one, row = tensor(source), encoding(target)
+    found = relation_of(one, row)
+    assert (found.kind, found.how) == ("lossy", "scales rounded") and "float16" in found.reason
+    sums: list[ValueErrors] = []
+    _ = recoded(one, row, how=found.how, done=sums.append).data
+    assert 0 < sums[0].relative_error < 2e-3
 
 
 def test_indices_stay_as_they_are() -> None:

@@ -197,7 +197,7 @@ class _Worker:
             tensor = recoded(
                 tensor,
                 plan.target,
-                transcoded=plan.relation.how == "transcoded",
+                how=plan.relation.how,
                 done=None if exact else self._note(plan.tensor.name),
                 look=self._look(plan) if exact and plan.target.block_size == 1 else None,
             )

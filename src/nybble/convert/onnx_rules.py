@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings import Encoding, encoding
 from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.forms import FormName
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.relation import INTEGERS
-from nybble.convert.rules import OUTPUT, affine_candidates, bits_of, is_block, is_matrix
+from nybble.convert.rules import OUTPUT, affine_candidates, affine_nearest, is_block, is_matrix
 from nybble.errors import ConversionError
 from nybble.graph.onnx.target import Method, Target
 from nybble.graph.onnx.weights import block_size, written_encoding
@@ -47,10 +47,10 @@ class OnnxRules:
         except ValueError as error:
             raise ConversionError(f"{error}; nothing was written") from error
 
-    def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
-        form = affine_format(encoding.name)
+    def holds(self, tensor: Tensor, row: Encoding) -> bool:
+        form = affine_format(row.name)
         if form is None:
-            return encoding.name == self.target.element_type or encoding.name in INTEGERS
+            return row.name == self.target.element_type or row.name in INTEGERS
         if not is_matrix(tensor) or form.bits == 3 or form.scale != self.target.element_type:
             return False
         return block_size(form) == form.group_size
@@ -70,8 +70,7 @@ class OnnxRules:
                 " already (an AWQ checkpoint, for example); nothing was written\nchoices:\n"
                 "  --method rtn       round to nearest, which loses more"
             )
-        bits = 4 if bits_of(tensor.encoding) < 5.5 or self.target.weights == "int4" else 8
-        for size in (32, 16):
-            if tensor.shape[-1] % size == 0:
-                return f"int{bits}_g{size}_{self.target.element_type}_z"
+        for name in affine_nearest(tensor, self.target.element_type):
+            if tensor.shape[-1] % encoding(name).block_size == 0:
+                return name
         return self.target.element_type

@@ -8,6 +8,7 @@ f16 or bf16, f32              exact        widened
 any block encoding, f32       exact        dequantized: its values are float32 by definition
 any, f16 or bf16              by the data  rounded; exact where every value survives
 integers with scales, others  by the data  transcoded: codes, scales and zero points moved as they are
+the same, wider scales        lossy        scales rounded: codes and zero points as they are
 any, one with a quantizer     by the data  quantized: decoded and made anew, lossy in all but odd cases
 indices, anything else        refused      they are no weights
 any, one without a quantizer  refused
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings import Encoding, encoding
+from nybble.checkpoint.encodings.affine import affine_format, join, split
 from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.errors import ValueErrors
@@ -47,7 +49,8 @@ class Relation:
 
     kind: Kind
     how: str
-    """For people: ``kept``, ``widened``, ``dequantized``, ``rounded``, ``transcoded``, ``quantized``."""
+    """For people: ``kept``, ``widened``, ``dequantized``, ``rounded``, ``transcoded``, ``scales rounded``,
+    ``quantized``."""
     by_data: bool = False
     """Lossy in general, but the data may be such that nothing is lost."""
     reason: str = ""
@@ -88,6 +91,8 @@ def relation_of(tensor: Tensor, target: Encoding) -> Relation:
         return Relation("exact", general.how)
     if target.quantize is None:
         return Relation("refused", "", reason=f"{lost}, and there is no quantizer for {target.name}")
+    if general.how == "transcoded" and _has_room(tensor, target):
+        return Relation("lossy", "scales rounded", reason=lost)
     # Codes that do not fit as they are can be made anew from the values.
     return Relation("lossy", "quantized" if target.block_size > 1 else "rounded", reason=lost)
 
@@ -108,7 +113,7 @@ def recoded(
     tensor: Tensor,
     target: Encoding,
     *,
-    transcoded: bool = False,
+    how: str = "quantized",
     done: Callable[[ValueErrors], None] | None = None,
     look: Callable[[], Look | None] | None = None,
 ) -> Tensor:
@@ -117,8 +122,8 @@ def recoded(
     Args:
         tensor: where it comes from.
         target: an encoding to which the relation is not refused; its own: nothing is done.
-        transcoded: move codes and scales (``relation_of`` said that this is exact) instead of
-            quantizing the values anew.
+        how: what ``relation_of`` said: ``transcoded`` and ``scales rounded`` move codes, everything else goes
+            by the values.
         done: gets the differences of the values each time that the data was computed.
         look: called each time that the data is computed; what it returns, if anything, sees the pieces.
 
@@ -132,10 +137,15 @@ def recoded(
         looking = None if look is None else look()
 
         def work(part: Bytes) -> tuple[Bytes, ValueErrors, Any]:
-            if transcoded and done is None:
+            if how == "transcoded" and done is None:
                 return _transcoded(tensor, part, target), ValueErrors(), None
             values = tensor.encoding.dequantize(part)
-            encoded = _transcoded(tensor, part, target) if transcoded else _quantized(tensor, values, target)
+            if how == "transcoded":
+                encoded = _transcoded(tensor, part, target)
+            elif how == "scales rounded":
+                encoded = _with_rounded_scales(tensor, part, target)
+            else:
+                encoded = _quantized(tensor, values, target)
             errors = ValueErrors()
             if done is not None:
                 errors = ValueErrors.of(values, target.dequantize(encoded))
@@ -186,6 +196,34 @@ def _transcoded(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes:
     if isinstance(moved, ggml_affine.Inexact):
         raise ConversionError(f"{tensor.name}: a block does not fit in {target.name}: {moved.reason}")
     return moved
+
+
+def _with_float32_scales(target: Encoding) -> Encoding | None:
+    """The same groups with wider scales; None where the scales are float32 already."""
+    form = affine_format(target.name)
+    if form is None or form.scale == "f32":
+        return None
+    return encoding(replace(form, scale="f32").name)
+
+
+def _has_room(tensor: Tensor, target: Encoding) -> bool:
+    """Whether codes and zero points fit, and nothing but the scales is too wide."""
+    wide = _with_float32_scales(target)
+    return wide is not None and (tensor.encoding.name == wide.name or _first_lost(tensor, wide) is None)
+
+
+def _with_rounded_scales(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes:
+    wide, form = _with_float32_scales(target), affine_format(target.name)
+    assert wide is not None and form is not None
+    moved = part if tensor.encoding.name == wide.name else _transcoded(tensor, part, wide)
+    parts = split(moved, tensor.shape[-1], replace(form, scale="f32"))
+    narrow = encoding(form.scale)
+    assert narrow.quantize is not None
+    wanted = parts.scales.reshape(-1).view("<f4")
+    scales = narrow.quantize(wanted)
+    _check_range(tensor.name, wanted, narrow.dequantize(scales), narrow)
+    shape = (*parts.scales.shape[:2], form.scale_bytes)
+    return join(replace(parts, scales=scales.reshape(shape)), form)
 
 
 def _quantized(tensor: Tensor, values: Floats, target: Encoding) -> Bytes:

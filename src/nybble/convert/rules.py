@@ -38,7 +38,7 @@ class Rules(Protocol):
         """The encoding that the target needs this tensor to have, or None where there is a choice."""
         ...
 
-    def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
+    def holds(self, tensor: Tensor, row: Encoding) -> bool:
         """Whether the target can hold the tensor in an encoding."""
         ...
 
@@ -51,10 +51,10 @@ class Rules(Protocol):
         ...
 
 
-def bits_of(encoding: Encoding) -> float:
-    """Bits of a code: 4 for ``q4_k`` and ``int4_g32_f16``."""
-    form = affine_format(encoding.name)
-    return form.bits if form is not None else encoding.bits_per_weight
+def bits_of(row: Encoding) -> float:
+    """Bits of a weight; of affine groups those of the codes alone."""
+    form = affine_format(row.name)
+    return form.bits if form is not None else row.bits_per_weight
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -67,9 +67,9 @@ def is_linear(tensor: Tensor) -> bool:
     return is_matrix(tensor) and tensor.name not in (EMBEDDING, OUTPUT)
 
 
-def is_block(encoding: Encoding) -> bool:
+def is_block(row: Encoding) -> bool:
     """Whether it has scales: everything but plain numbers."""
-    return encoding.block_size > 1
+    return row.block_size > 1
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class GGUFRules:
     def required(self, tensor: Tensor) -> str | None:
         return None if is_matrix(tensor) else "f32"
 
-    def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
+    def holds(self, tensor: Tensor, row: Encoding) -> bool:
         if not is_matrix(tensor):
-            return encoding.name == "f32"
-        return encoding.ggml_type is not None and encoding.name not in (*INTEGERS, "f64", "q8_1", "q8_k")
+            return row.name == "f32"
+        return row.ggml_type is not None and row.name not in (*INTEGERS, "f64", "q8_1", "q8_k")
 
     def exact(self, tensor: Tensor) -> Sequence[str]:
         if affine_format(tensor.encoding.name) is None:
@@ -115,10 +115,10 @@ class SafetensorsRules:
     def required(self, tensor: Tensor) -> str | None:
         return None
 
-    def holds(self, tensor: Tensor, encoding: Encoding) -> bool:
-        if affine_format(encoding.name) is not None:
+    def holds(self, tensor: Tensor, row: Encoding) -> bool:
+        if affine_format(row.name) is not None:
             return is_linear(tensor)
-        return encoding.name in (*PLAIN_FLOATS, *INTEGERS, "f64")
+        return row.name in (*PLAIN_FLOATS, *INTEGERS, "f64")
 
     def exact(self, tensor: Tensor) -> Sequence[str]:
         if self.quantization is None or not is_linear(tensor):
@@ -128,7 +128,7 @@ class SafetensorsRules:
     def nearest(self, tensor: Tensor) -> str:
         if self.quantization is None or not is_linear(tensor):
             return "f32"
-        bits = 4 if bits_of(tensor.encoding) < 6 or self.quantization == "awq" else 8
+        bits = 4 if bits_of(tensor.encoding) < 5.5 or self.quantization == "awq" else 8
         group = 128 if tensor.shape[-1] % 128 == 0 else 32
         return f"int{bits}_g{group}_f16{'_z' if self.quantization == 'awq' else ''}"
 
@@ -137,13 +137,25 @@ def affine_candidates(tensor: Tensor, scales: Sequence[str] = ("f16", "f32")) ->
     """Affine encodings that may hold GGUF's blocks exactly, the smallest first."""
     if not is_block(tensor.encoding) or affine_format(tensor.encoding.name) is not None:
         return ()
-    group = 16 if tensor.encoding.name in ("q2_k", "q3_k", "q6_k") else 32
+    group = 16 if tensor.encoding.name in _GROUPS_OF_16 else 32
     widths = [bits for bits in (4, 8) if bits >= int(bits_of(tensor.encoding))]
     return tuple(
         f"int{bits}_g{group}_{scale}{zero}" for bits in widths for scale in scales for zero in ("", "_z")
     )
 
 
+def affine_nearest(tensor: Tensor, scale: str) -> tuple[str, ...]:
+    """Affine encodings that come near GGUF's blocks, the first the nearest: of no fewer bits, as mixes
+    have their better types for a reason."""
+    name = tensor.encoding.name
+    bits = 4 if bits_of(tensor.encoding) < 5.5 else 8
+    zero = "" if name in _SYMMETRIC else "_z"
+    groups = (16, 32) if name in _GROUPS_OF_16 else (32, 16)
+    return tuple(f"int{bits}_g{group}_{scale}{zero}" for group in groups)
+
+
+_GROUPS_OF_16 = ("q2_k", "q3_k", "q6_k")
+_SYMMETRIC = ("q4_0", "q5_0", "q8_0", "q3_k", "q6_k")
 _AFFINE = tuple(
     f"int{bits}_g{group}_{scale}{zero}"
     for bits in (4, 8)
