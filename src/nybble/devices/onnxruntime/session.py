@@ -61,6 +61,11 @@ class OnnxRuntimeSequence:
         return list(self._tokens)
 
     @property
+    def held(self) -> Items[int]:
+        """The tokens themselves, not to be changed."""
+        return self._tokens
+
+    @property
     def cache(self) -> Cache:
         """The cache.
 
@@ -156,6 +161,7 @@ class OnnxRuntimeSession:
         self._limit = kv_cache_limit
         self.runs = runs
         self._sequences: dict[int, OnnxRuntimeSequence] = {}
+        self._options: Any = None
         self._running: Any = None
         self._cancelled = False
         self.threads = threads
@@ -214,7 +220,11 @@ class OnnxRuntimeSession:
             self._check(batch)
             parts = [self._plan(item) for item in batch]
             self._check_memory(parts)
-            options = self._runtime.RunOptions()
+            if self._options is None or self._cancelled:
+                self._options = self._runtime.RunOptions()
+                # No captured graphs; where this is not said, looking for it costs an exception a run.
+                self._options.add_run_config_entry("gpu_graph_id", "-1")
+            options = self._options
             self._cancelled = False
             self._running = options
             try:
@@ -252,13 +262,18 @@ class OnnxRuntimeSession:
                 raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
             if item.logits == "last" and len(item.tokens) == 0:
                 raise ValueError("no new tokens: there is no last row to return logits of")
-            ids = np.asarray(item.tokens)
-            if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.vocab_size):
+            if not self._are_ids(item.tokens):
                 raise ValueError(f"token ids must be whole numbers in 0 .. {self.vocab_size - 1}")
+
+    def _are_ids(self, tokens: Items[int]) -> bool:
+        if len(tokens) == 1 and type(tokens[0]) is int:  # a step of decoding: without NumPy's overhead
+            return 0 <= tokens[0] < self._io.vocab_size
+        ids = np.asarray(tokens)
+        return not ids.size or (ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < self._io.vocab_size)
 
     def _plan(self, item: BatchItem) -> _Part:
         sequence = _own(item.sequence)
-        held = sequence.tokens
+        held = sequence.held
         run = plan_run(self._longrope, held, sequence.long, item.tokens)
         start = 0 if run.repeated else sequence.cached
         new = len(held) - start + len(item.tokens)

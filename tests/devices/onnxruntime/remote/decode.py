@@ -84,6 +84,7 @@ def main() -> None:
         profile.unlink()
     found |= {
         "provider": session.provider,
+        "reason": session.reason,
         "onnxruntime": __import__("onnxruntime").__version__,
         "load_seconds": loaded,
         "placement": placement_of_profile(events),
