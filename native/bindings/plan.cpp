@@ -75,6 +75,7 @@ void register_plan(nb::module_& module) {
         .def(nb::init<>())
         .def_rw("vocab_size", &Plan::vocab_size)
         .def_rw("context_length", &Plan::context_length)
+        .def_rw("adapters", &Plan::adapters)
         .def("validate", &Plan::validate)
         .def("add_weight", &add_weight, "The memory of `data` must outlive every session of this plan.")
         .def("add_vector",
@@ -86,6 +87,11 @@ void register_plan(nb::module_& module) {
              [](Plan& plan, const Indices& columns) {
                  plan.permutations.emplace_back(columns.data(), columns.data() + columns.size());
                  return static_cast<int32_t>(plan.permutations.size()) - 1;
+             })
+        .def("add_slots",
+             [](Plan& plan, const Indices& slots) {
+                 plan.slots.emplace_back(slots.data(), slots.data() + slots.size());
+                 return static_cast<int32_t>(plan.slots.size()) - 1;
              })
         .def("add_buffer",
              [](Plan& plan, int64_t width, bool selected) {
@@ -171,6 +177,11 @@ void register_plan(nb::module_& module) {
         .def("gather_columns",
              [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width, int32_t permutation, bool selected) {
                  plan.ops.push_back({GatherColumnsOp{view(in), view(out), width, permutation}, selected});
+             })
+        .def("scale_by_sequence",
+             [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width, int32_t slots, int32_t scales,
+                bool selected) {
+                 plan.ops.push_back({ScaleBySequenceOp{view(in), view(out), width, slots, scales}, selected});
              })
         .def("select", [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width) {
             plan.ops.push_back({SelectOp{view(in), view(out), width}, true});

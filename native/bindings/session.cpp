@@ -86,6 +86,8 @@ void register_session(nb::module_& module) {
 
     nb::class_<KvSequence>(module, "Sequence", "One sequence's pages of the KV cache.")
         .def_prop_ro("length", &KvSequence::length)
+        .def_rw("adapter_weights", &KvSequence::adapter_weights,
+                "The weight of each of the plan's LoRA adapters; empty: all are off.")
         .def("truncate", &KvSequence::truncate,
              "Forget tokens from a length on; False where a sliding window has dropped what that needs.")
         .def("clear", &KvSequence::clear)

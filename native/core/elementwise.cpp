@@ -67,6 +67,8 @@ void Executor::walk(Worker& worker) {
                     elementwise(body, rows, worker);
                 } else if constexpr (std::is_same_v<Body, GatherColumnsOp>) {
                     gather_columns(body, rows, worker);
+                } else if constexpr (std::is_same_v<Body, ScaleBySequenceOp>) {
+                    scale_by_sequence(body, op.selected, rows, worker);
                 } else {
                     select(body, worker);
                 }
@@ -185,6 +187,25 @@ void Executor::gather_columns(const GatherColumnsOp& op, int64_t rows, Worker& w
         float* out = at(op.out, row);
         for (int64_t i = 0; i < op.width; ++i) {
             out[i] = in[columns[i]];
+        }
+    }
+}
+
+void Executor::scale_by_sequence(const ScaleBySequenceOp& op, bool selected, int64_t rows, Worker& worker) {
+    const int32_t* slots = session_.plan_.slots[static_cast<size_t>(op.slots)].data();
+    const float* scales = vector(op.scales);
+    for (int64_t row = worker.index(); row < rows; row += worker.count()) {
+        const int32_t token =
+            selected ? batch_.selected[static_cast<size_t>(row)] : static_cast<int32_t>(row);
+        const int32_t segment = batch_.row_segment[static_cast<size_t>(token)];
+        const std::vector<float>& weights =
+            batch_.segments[static_cast<size_t>(segment)].sequence->adapter_weights;
+        const float* in = at(op.in, row);
+        float* out = at(op.out, row);
+        for (int64_t i = 0; i < op.width; ++i) {
+            const float weight = weights.empty() ? 0.0F : weights[static_cast<size_t>(slots[i])];
+            const float factor = weight * scales[i];
+            out[i] = factor == 0.0F ? 0.0F : in[i] * factor;
         }
     }
 }

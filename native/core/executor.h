@@ -43,6 +43,7 @@ class Executor {
     void attention(const AttentionOp& op, Worker& worker);
     void elementwise(const ElementwiseOp& op, int64_t rows, Worker& worker);
     void gather_columns(const GatherColumnsOp& op, int64_t rows, Worker& worker);
+    void scale_by_sequence(const ScaleBySequenceOp& op, bool selected, int64_t rows, Worker& worker);
     void select(const SelectOp& op, Worker& worker);
     void rope_tables(Worker& worker);
 

@@ -193,6 +193,7 @@ std::unique_ptr<KvSequence> KvSequence::fork() const {
     auto copy = std::make_unique<KvSequence>(*cache_);
     copy->length_ = length_;
     copy->tables_ = tables_;
+    copy->adapter_weights = adapter_weights;
     for (auto& table : copy->tables_) {
         for (KvPage* page : table) {
             if (page != nullptr) {

@@ -67,6 +67,10 @@ class KvSequence {
 
     std::unique_ptr<KvSequence> fork() const;
 
+    // The weight of each of the plan's LoRA adapters; empty: all are off. Its keys and values were
+    // made with these, so they are set while the sequence is empty.
+    std::vector<float> adapter_weights;
+
     uint8_t* page(int64_t group, int64_t index) const;
 
    private:

@@ -143,6 +143,20 @@ class Checker {
             require(column >= 0 && column < op.width, "permutation entry");
         }
     }
+    void check(const ScaleBySequenceOp& op) const {
+        view(op.in, op.width, "scale by sequence input");
+        view(op.out, op.width, "scale by sequence output");
+        // In place is fine: each element is read where it is written.
+        require(op.in.offset == op.out.offset || !overlap(op.in, op.width, op.out, op.width),
+                "scale by sequence overlaps its output");
+        vector(op.scales, op.width, "scale by sequence scales");
+        require(op.slots >= 0 && op.slots < static_cast<int32_t>(plan_.slots.size()), "unknown slots");
+        const std::vector<int32_t>& slots = plan_.slots[static_cast<size_t>(op.slots)];
+        require(static_cast<int64_t>(slots.size()) == op.width, "slots size");
+        for (const int32_t slot : slots) {
+            require(slot >= 0 && slot < plan_.adapters, "slots entry");
+        }
+    }
     void check(const SelectOp& op) const {
         view(op.in, op.width, "select input");
         view(op.out, op.width, "select output");

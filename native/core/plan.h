@@ -119,8 +119,19 @@ struct GatherColumnsOp {
     int32_t permutation = kNone;
 };
 
+// Column i of the result is column i of the input times vectors[scales][i] and the weight that the
+// row's sequence gives to LoRA adapter slots[slots][i]; 0 where that product of factors is 0.
+struct ScaleBySequenceOp {
+    View in, out;
+    int64_t width = 0;
+    int32_t slots = kNone;
+    int32_t scales = kNone;
+};
+
 struct Op {
-    std::variant<EmbeddingOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, GatherColumnsOp, SelectOp> body;
+    std::variant<EmbeddingOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, GatherColumnsOp,
+                 ScaleBySequenceOp, SelectOp>
+        body;
     bool selected = false;  // works on the selected rows only
 };
 
@@ -128,6 +139,7 @@ struct Plan {
     std::vector<Weight> weights;
     std::vector<std::vector<float>> vectors;
     std::vector<std::vector<int32_t>> permutations;
+    std::vector<std::vector<int32_t>> slots;  // LoRA adapter of each column
     std::vector<int64_t> buffers;       // width of each, columns
     std::vector<bool> buffer_selected;  // holds selected rows only: usually one
     std::vector<Rope> ropes;
@@ -135,6 +147,7 @@ struct Plan {
     std::vector<Op> ops;
     int64_t vocab_size = 0;
     int64_t context_length = 0;
+    int64_t adapters = 0;  // LoRA adapters, each with a weight in every sequence
 
     // Throws std::invalid_argument naming the first thing that does not fit: every index, range and
     // width is checked, because the kernels check nothing.

@@ -75,6 +75,12 @@ int64_t Session::output_rows(const std::vector<ForwardItem>& items) {
 void Session::forward(const std::vector<ForwardItem>& items, float* output) {
     cancel_.store(false, std::memory_order_relaxed);
     for (const ForwardItem& item : items) {
+        const size_t weights = item.sequence->adapter_weights.size();
+        if (weights != 0 && weights != static_cast<size_t>(plan_.adapters)) {
+            throw std::invalid_argument("a sequence has " + std::to_string(weights) +
+                                        " weights of adapters; the plan has " +
+                                        std::to_string(plan_.adapters));
+        }
         for (int64_t i = 0; i < item.count; ++i) {
             if (item.tokens[i] < 0 || item.tokens[i] >= plan_.vocab_size) {
                 throw std::out_of_range("token id " + std::to_string(item.tokens[i]) +

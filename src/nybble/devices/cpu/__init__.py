@@ -70,7 +70,7 @@ def compile_session(
         raise DeviceError(f"context_length is between 1 and {most} for this model, not {context_length}")
 
     graph = build_graph(checkpoint)
-    lowering = Lowering(graph, checkpoint.tensors, context_length)
+    lowering = Lowering(graph, checkpoint.tensors, context_length, len(checkpoint.adapters))
     plan = lowering.run()
     try:
         native = _core.make_session(
@@ -80,5 +80,5 @@ def compile_session(
         raise DeviceError(str(error)) from None
     return CpuSession(
         native, vocab_size=graph.output.width, context_length=context_length, longrope=longrope_of(graph),
-        keep_alive=(lowering.keep_alive, plan, checkpoint),
+        keep_alive=(lowering.keep_alive, plan, checkpoint), adapters=len(checkpoint.adapters),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from nybble.devices.cpu.steps import (
     NormStep,
     NormWeights,
     Place,
+    ScaleBySequenceStep,
     SelectStep,
     Step,
 )
@@ -117,6 +118,11 @@ class Fuser:
     def _gather_columns(self, node: Node) -> None:
         x, out = node.inputs[0], node.outputs[0]
         self._emit(GatherColumnsStep(node.weights[0], self._place(x), self._place(out), x.width), node)
+
+    def _scale_by_sequence(self, node: Node) -> None:
+        x, out = node.inputs[0], node.outputs[0]
+        slots, scales = node.weights
+        self._emit(ScaleBySequenceStep(slots, scales, self._place(x), self._place(out), x.width), node)
 
     def _split(self, node: Node) -> None:
         base = self._place(node.inputs[0])

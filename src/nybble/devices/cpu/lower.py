@@ -22,6 +22,7 @@ from nybble.devices.cpu.steps import (
     NormStep,
     NormWeights,
     Place,
+    ScaleBySequenceStep,
     SelectStep,
     Step,
 )
@@ -36,18 +37,22 @@ NO_NORM = (_core.NONE, 0.0, 0.0)
 class Lowering:
     """Builds one plan. ``keep_alive`` are the arrays that the plan points into."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int) -> None:
+    def __init__(
+        self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int, adapters: int = 0
+    ) -> None:
         self._graph = graph
         self._tensors = tensors
         self._context_length = context_length
         self.plan = _core.Plan()
         self.plan.vocab_size = graph.output.width
         self.plan.context_length = context_length
+        self.plan.adapters = adapters
         self.keep_alive: list[object] = []
         self._weights: dict[str, int] = {}
         self._converted: dict[str, Tensor] = {}
         self._vectors: dict[tuple[str, int], int] = {}
         self._permutations: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
         self._ropes: dict[RopeConfig, int] = {}
         self._groups: dict[tuple[int, int, int], tuple[int, dict[int, int]]] = {}
         self._buffers: list[int] = []
@@ -165,6 +170,13 @@ class Lowering:
             index = self._permutations[name] = self.plan.add_permutation(columns)
         return index
 
+    def _slot(self, name: str) -> int:
+        index = self._slots.get(name)
+        if index is None:
+            slots = np.ascontiguousarray(self._tensors[name].data).view("<i4")
+            index = self._slots[name] = self.plan.add_slots(slots)
+        return index
+
     def _norm(self, norm: NormWeights | None) -> tuple[int, float, float]:
         return NO_NORM if norm is None else (self._vector(norm.weight), norm.eps, norm.offset)
 
@@ -255,6 +267,9 @@ class Lowering:
         elif isinstance(step, GatherColumnsStep):
             permutation = self._permutation(step.permutation)
             plan.gather_columns(view(step.x), view(step.out), step.width, permutation, step.selected)
+        elif isinstance(step, ScaleBySequenceStep):
+            slots, scales = self._slot(step.slots), self._vector(step.scales)
+            plan.scale_by_sequence(view(step.x), view(step.out), step.width, slots, scales, step.selected)
         elif isinstance(step, SelectStep):
             plan.select(view(step.x), view(step.out), step.width)
         elif isinstance(step, ElementwiseStep):
@@ -281,4 +296,6 @@ def _overwritable(step: Step) -> Place | None:
         return step.parts[0].residual
     if isinstance(step, ElementwiseStep):
         return step.a
+    if isinstance(step, ScaleBySequenceStep):
+        return step.x
     return None

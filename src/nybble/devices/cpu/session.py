@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble import _core
-from nybble.devices.base import BatchItem, Sequence
+from nybble.devices.base import BatchItem, Sequence, adapter_weights
 from nybble.devices.longrope import plan_run
 from nybble.errors import Cancelled, ContextLengthError, DeviceError, OutOfMemoryError
 
@@ -93,7 +93,7 @@ class CpuSession:
 
     def __init__(
         self, native: _core.Session, *, vocab_size: int, context_length: int, longrope: RopeConfig | None,
-        keep_alive: object,
+        keep_alive: object, adapters: int = 0,
     ) -> None:  # fmt: skip
         # Re-entrant: the garbage collector may close a sequence while forward prepares a batch.
         self._lock = RLock()
@@ -101,6 +101,7 @@ class CpuSession:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._longrope = longrope
+        self._adapters = adapters
         self._keep_alive = keep_alive
 
     @property
@@ -129,10 +130,14 @@ class CpuSession:
         """Threads that compute, the calling one included."""
         return int(self.native.threads)
 
-    def new_sequence(self) -> CpuSequence:
-        """An empty sequence."""
+    def new_sequence(self, adapters: Items[float] = ()) -> CpuSequence:
+        """An empty sequence; ``adapters`` as in ``devices/base.py``."""
+        weights = adapter_weights(adapters, self._adapters)
         with self._lock:
-            return CpuSequence(self.native.new_sequence(), self._lock, [], False)
+            native = self.native.new_sequence()
+            if any(weights):
+                native.adapter_weights = list(weights)
+            return CpuSequence(native, self._lock, [], False)
 
     def forward(self, batch: Items[BatchItem]) -> npt.NDArray[np.float32]:
         """Run new tokens of any number of sequences; see ``devices/base.py``."""

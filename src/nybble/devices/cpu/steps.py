@@ -164,6 +164,23 @@ class GatherColumnsStep(Step):
 
 
 @dataclass
+class ScaleBySequenceStep(Step):
+    """Columns times scales and the weights that the row's sequence gives to LoRA adapters."""
+
+    slots: str
+    scales: str
+    x: Place
+    out: Place
+    width: int
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
 class SelectStep(Step):
     """Gathers the rows whose logits are asked for."""
 

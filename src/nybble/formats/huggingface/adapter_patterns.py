@@ -54,7 +54,8 @@ class Patterns:
 def _compiled(pattern: str, where: str) -> re.Pattern[str]:
     refused = UnsupportedError(
         f"{where}: the pattern {pattern[:100]!r} is too complicated: names of modules are matched, and"
-        f" regular expressions with at most {MAX_GROUPS} groups and {MAX_REPETITIONS} repetitions, none of a group"
+        f" regular expressions with at most {MAX_GROUPS} groups and {MAX_REPETITIONS} repetitions, none of"
+        " a group"
     )
     if (
         len(pattern) > MAX_LENGTH
