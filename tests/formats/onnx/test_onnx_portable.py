@@ -148,3 +148,13 @@ def test_long_sequences_decode(tmp_path: Path) -> None:
     expected = run(compile_session(checkpoint), ids)
     actual = run_steps(runtime(tmp_path), checkpoint.config, ids, (45, 1, 1))
     assert relative_error(actual, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_half_precision_embedding(kind: str, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(CASES["llama"], embeddings=kind)
+    write_onnx_folder(checkpoint, tmp_path, target="onnx-portable")
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    expected = run(compile_session(checkpoint), tokens(9))
+    for engine in (runtime(tmp_path), Evaluator(tmp_path)):
+        assert relative_error(run_steps(engine, checkpoint.config, tokens(9), (6, 1)), expected) < TOLERANCE

@@ -18,6 +18,7 @@ from nybble.devices.reference import compile_session
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.targets import TARGETS
 from nybble.formats.onnx.write import CONFIG_KEY, DATA_FILE, onnx_folder_bytes, write_onnx_folder
+from nybble.graph.onnx import written_encodings
 from support.onnx_runs import as_written, onnx_families, quantized, run_steps, session
 from support.random_checkpoints import random_checkpoint, relative_error, run, tokens, with_tensors
 
@@ -290,3 +291,31 @@ def test_config_and_genai_config(tmp_path: Path) -> None:
     assert decoder["session_options"]["provider_options"] == [{"dml": {"enable_graph_capture": "1"}}]
     assert decoder["inputs"]["position_ids"] == "position_ids"
     assert decoder["head_size"] == 32 and decoder["num_hidden_layers"] == 4
+
+
+def test_written_encodings(tmp_path: Path) -> None:
+    """What the converter asks: the encodings are those that the file has."""
+    plain = random_checkpoint(FAMILIES["llama"], embeddings="f16")
+    found = written_encodings(plain, TARGETS["onnx-cpu-int4"])
+    assert found["model.embed_tokens.weight"].name == "f16"
+    assert found["lm_head.weight"].name == "int4_g32_f32"
+    assert len(found) == 2 + 7 * plain.config.num_hidden_layers
+    tied = random_checkpoint(FAMILIES["qwen2"])
+    found = written_encodings(tied, TARGETS["onnx-cuda-int4"])
+    assert {row.name for row in found.values()} == {"int4_g32_f16"}
+    found = written_encodings(quantized(tied, "int8_g32_f32_z"), TARGETS["onnx-cuda-fp16"])
+    assert {row.name for row in found.values()} == {"int8_g32_f16_z"}
+
+
+def test_half_precision_embedding_keeps_its_bytes(tmp_path: Path) -> None:
+    for kind in ("f16", "bf16"):
+        checkpoint = random_checkpoint(FAMILIES["llama"], embeddings=kind)
+        model = written(checkpoint, tmp_path / kind, "onnx-cpu-int4")
+        stored = next(item for item in model.graph.initializer if item.name == "model.embed_tokens.weight")
+        where = {entry.key: entry.value for entry in stored.external_data}
+        begin = int(where["offset"])
+        data = (tmp_path / kind / DATA_FILE).read_bytes()[begin : begin + int(where["length"])]
+        assert data == checkpoint.tensors["model.embed_tokens.weight"].data.tobytes()
+        expected = run(compile_session(as_written(checkpoint, "onnx-cpu-int4")), tokens(9))
+        actual = run_steps(session(tmp_path / kind), checkpoint.config, tokens(9))
+        assert relative_error(actual, expected) < TOLERANCES["onnx-cpu-int4"]

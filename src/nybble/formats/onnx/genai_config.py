@@ -46,7 +46,7 @@ def genai_config(
     bos, eos = _ids(generation.get("bos_token_id")), _ids(generation.get("eos_token_id"))
     pad = _ids(generation.get("pad_token_id"))
     providers = [] if target.provider == "cpu" else [{target.provider: dict(target.provider_options)}]
-    model = {
+    model: dict[str, Any] = {
         "bos_token_id": bos[0] if bos else 1,
         "context_length": config.max_position_embeddings,
         "decoder": {
@@ -69,6 +69,15 @@ def genai_config(
         "type": MODEL_TYPES.get(config.architecture, config.architecture),
         "vocab_size": config.vocab_size,
     }
+    sliding = [layer for layer in range(config.num_hidden_layers) if config.layer_window(layer) is not None]
+    if target.windowed_cache and sliding:
+        model["decoder"]["sliding_window"] = {
+            "window_size": config.sliding_window,
+            "slide_key_value_cache": False,
+            "slide_inputs": False,
+            "layers": sliding,
+            "cache_slack": 0,
+        }
     search: dict[str, Any] = {
         "diversity_penalty": 0.0,
         "do_sample": False,

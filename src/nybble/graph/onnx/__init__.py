@@ -9,6 +9,7 @@ from typing import Any
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.encodings import Encoding
 from nybble.errors import UnsupportedError
 from nybble.graph.graph import Node, Value
 from nybble.graph.onnx import attention, elementwise, linear, norms, portable, rotary
@@ -17,7 +18,7 @@ from nybble.graph.onnx.nodes import OnnxGraph
 from nybble.graph.onnx.target import Method, Target
 from nybble.models import build_graph
 
-__all__ = ["EXPANSIONS", "PORTABLE_EXPANSIONS", "lower"]
+__all__ = ["EXPANSIONS", "PORTABLE_EXPANSIONS", "lower", "written_encodings"]
 
 Expansion = Callable[[Lowering, Node], None]
 
@@ -90,6 +91,25 @@ def lower(checkpoint: Checkpoint, target: Target, method: Method | None = None) 
         expansions[node.operator](lowering, node)
     logits = lowering.name(graph.output, lowering.element_type)
     return lowering.finish(logits, attention.cache_outputs(lowering))
+
+
+def written_encodings(
+    checkpoint: Checkpoint, target: Target, method: Method | None = None
+) -> dict[str, Encoding]:
+    """The encodings that a model's matrices have once they are written, by name; errors as ``lower``.
+
+    Differs from the checkpoint's own where floats become int4 or another float type, where groups are
+    cut into blocks that ONNX Runtime knows, and where scales become the target's float type. A tied
+    float embedding is what the output matrix is.
+    """
+    graph = build_graph(checkpoint)
+    lowering = Lowering(graph, checkpoint.config, checkpoint.tensors, target, method)
+    return {
+        name: linear.encoding_of(lowering, checkpoint.tensors[name])
+        for node in graph.nodes
+        if node.operator in ("linear", "embedding")
+        for name in node.weights[:1]
+    }
 
 
 def check_heads(config: ModelConfig, target: Target) -> None:

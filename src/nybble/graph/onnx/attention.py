@@ -20,24 +20,25 @@ def declare_inputs(lowering: Lowering) -> None:
             lowering.add_input(
                 f"past_key_values.{layer}.{kind}",
                 lowering.element_type,
-                cache_shape(lowering, "past_sequence_length"),
+                cache_shape(lowering, layer, "past"),
             )
 
 
 def cache_outputs(lowering: Lowering) -> list[OnnxValue]:
     """The caches with the new keys and values."""
     return [
-        OnnxValue(
-            f"present.{layer}.{kind}", lowering.element_type, cache_shape(lowering, "total_sequence_length")
-        )
+        OnnxValue(f"present.{layer}.{kind}", lowering.element_type, cache_shape(lowering, layer, "total"))
         for kind in ("key", "value")
         for layer in range(lowering.graph.num_layers)
     ]
 
 
-def cache_shape(lowering: Lowering, length: str) -> tuple[str, int, str, int]:
-    """(batch, key-value heads, tokens, head_dim)."""
-    return "batch_size", lowering.config.num_key_value_heads, length, lowering.config.head_dim
+def cache_shape(lowering: Lowering, layer: int, which: str) -> tuple[str, int, str, int]:
+    """(batch, key-value heads, tokens, head_dim); ``which``: past or total."""
+    config = lowering.config
+    windowed = lowering.target.windowed_cache and config.layer_window(layer) is not None
+    length = f"{which}_{'sliding' if windowed else 'sequence'}_length"
+    return "batch_size", config.num_key_value_heads, length, config.head_dim
 
 
 def attention(lowering: Lowering, node: Node) -> None:
@@ -59,6 +60,7 @@ def attention(lowering: Lowering, node: Node) -> None:
     past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
     present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
     window = attributes["window"]
+    windowed = {"sliding_window_cache": 1} if window is not None and lowering.target.windowed_cache else {}
     lowering.node_with(
         "GroupQueryAttention",
         [*inputs, *past, *lengths(lowering), cos, sin],
@@ -73,6 +75,7 @@ def attention(lowering: Lowering, node: Node) -> None:
         softcap=float(attributes["softcap"] or 0.0),
         do_rotary=int(rotates),
         rotary_interleaved=0,
+        **windowed,
     )
     lowering.values[node.outputs[0].index] = f"{name}/output_0"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nybble.checkpoint.encodings import Encoding
+from nybble.checkpoint.encodings import Encoding, encoding
 from nybble.checkpoint.encodings.affine import AffineFormat, affine_format
 from nybble.checkpoint.tensor import Tensor
 from nybble.graph.graph import Graph, Node, Value
@@ -42,7 +42,7 @@ def embedding(lowering: Lowering, node: Node) -> None:
     """Rows of the embedding by ``input_ids``, times its scale."""
     tensor = lowering.tensors[node.weights[0]]
     name = "/model/embed_tokens"
-    if tensor.encoding.name in FLOATS and not _is_quantized(lowering, tensor):
+    if affine_format(encoding_of(lowering, tensor).name) is None:
         x = _gather(lowering, tensor, name)
     elif lowering.target.portable:
         x = blocked_embedding(lowering, tensor, _affine_encoding(lowering, tensor), name)
@@ -57,37 +57,35 @@ def embedding(lowering: Lowering, node: Node) -> None:
     lowering.values[node.outputs[0].index] = x
 
 
-def _is_quantized(lowering: Lowering, tensor: Tensor) -> bool:
-    """Whether a float embedding is rounded, for the output matrix is, and they are one."""
-    if not lowering.config.tie_word_embeddings or tensor.name != EMBEDDING:
-        return False
-    return affine_format(_encoding(lowering, tensor).name) is not None
-
-
-def _encoding(lowering: Lowering, tensor: Tensor) -> Encoding:
+def encoding_of(lowering: Lowering, tensor: Tensor) -> Encoding:
+    """What a matrix is written as; an embedding that is not tied stays float."""
+    embedding_only = tensor.name == EMBEDDING and not lowering.config.tie_word_embeddings
+    if embedding_only and tensor.encoding.name in FLOATS:
+        return encoding(_gathered_type(lowering, tensor))
     output = tensor.name in (EMBEDDING, "lm_head.weight")
     return written_encoding(tensor, lowering.target, lowering.method, output=output)
 
 
+def _gathered_type(lowering: Lowering, tensor: Tensor) -> ElementType:
+    """The type of a float embedding: its own where that is half the bytes for the same values."""
+    own = tensor.encoding.name
+    if lowering.target.provider == "cpu" and not lowering.config.tie_word_embeddings:
+        if own == "f16":
+            return "f16"
+        if own == "bf16":
+            return "bf16"
+    return lowering.element_type
+
+
 def _affine_encoding(lowering: Lowering, tensor: Tensor) -> AffineFormat:
-    form = affine_format(_encoding(lowering, tensor).name)
+    form = affine_format(encoding_of(lowering, tensor).name)
     assert form is not None
     return form
 
 
 def _gather(lowering: Lowering, tensor: Tensor, name: str) -> str:
-    element_type = lowering.element_type
-    own: ElementType = "bf16" if tensor.encoding.name == "bf16" else "f16"
-    if (
-        lowering.target.provider == "cpu"
-        and tensor.encoding.name in ("f16", "bf16")
-        and not lowering.config.tie_word_embeddings
-    ):
-        element_type = own  # half the bytes, and the same values
-    kind: ElementType = element_type
-    weight = lowering.initializer(
-        "model.embed_tokens.weight", kind, tensor.shape, lambda: float_array(tensor, kind)
-    )
+    kind = _gathered_type(lowering, tensor)
+    weight = lowering.initializer(EMBEDDING, kind, tensor.shape, lambda: float_array(tensor, kind))
     x = lowering.node("Gather", [weight, "input_ids"], name=f"{name}/Gather", element_type=kind)
     return lowering.cast(x, lowering.element_type)
 
@@ -187,7 +185,7 @@ def whole_product(lowering: Lowering, matrix: Matrix) -> str:
 def _multiply(
     lowering: Lowering, own: str, rows: Rows, biases: tuple[tuple[Tensor, int, int], ...], x: Value
 ) -> str:
-    form = affine_format(_encoding(lowering, rows.parts[0][0]).name)
+    form = affine_format(encoding_of(lowering, rows.parts[0][0]).name)
     source = lowering.name(x, lowering.element_type)
     if form is None:
         y = _float_product(lowering, own, rows, source)
@@ -266,7 +264,7 @@ def find_packs(lowering: Lowering, graph: Graph) -> dict[str, Matrix]:
         if any(found is None for found in linears):
             continue
         nodes = [found for found in linears if found is not None]
-        kinds = {_encoding(lowering, lowering.tensors[found.weights[0]]).name for found in nodes}
+        kinds = {encoding_of(lowering, lowering.tensors[found.weights[0]]).name for found in nodes}
         sources = {found.inputs[0].index for found in nodes}
         if len(kinds) > 1 or len(sources) > 1 or len({len(found.weights) for found in nodes}) > 1:
             continue

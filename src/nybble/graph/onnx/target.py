@@ -33,6 +33,9 @@ class Target:
     """Whether q, k and v are one multiplication; DirectML's attention wants them apart."""
     portable: bool = False
     """Whether only standard operators are used."""
+    windowed_cache: bool = False
+    """Whether sliding layers keep only their window (``sliding_window_cache``): less memory in
+    onnxruntime-genai, but ONNX Runtime before 1.31 cannot load it, and callers must hold such caches."""
     opset: int = 22
     ir_version: int = 10
     provider_options: Mapping[str, str] = field(default_factory=dict)
