@@ -44,7 +44,7 @@ def sha256(path: Path) -> str:
 
 def text(path: Path) -> str:
     model = nybble.load(path, precision="f32")
-    answer: str = model.generate(PROMPT, max_tokens=24, temperature=0)
+    answer: str = model.generate(PROMPT, max_tokens=8, temperature=0)
     return answer
 
 

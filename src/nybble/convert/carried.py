@@ -15,7 +15,6 @@ the blocks' headers if there are any, places of blocks (u32), those blocks whole
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from nybble.checkpoint.tensor import Tensor
 from nybble.convert.blocks import REBUILDABLE, Record, header_bytes, kept, rebuilt
 from nybble.convert.manifest import BLOCKS_NAME
 from nybble.convert.relation import PLAIN_FLOATS, Look
+from nybble.convert.threads import in_order
 from nybble.errors import FormatError, NybbleError
 from nybble.formats.gguf.metadata import GGUFMetadata
 from nybble.text.tokenizer import GGUFTokenizerSource
@@ -324,23 +324,27 @@ def _rebuilt_tensors(
 
 
 def _rebuilt(tensor: Tensor, row: Encoding, entry: Mapping[str, Any], kept_data: Bytes) -> Tensor:
+    per_block = tensor.encoding.nbytes(row.block_size)
+
     def data() -> Bytes:
         source = tensor.data
-        per_block = tensor.encoding.nbytes(row.block_size)
-        out = np.empty(row.nbytes(math.prod(tensor.shape)), np.uint8)
-        block = 0
-        for record in _records(entry, row, kept_data):
-            stop = block + record.count
-            values = tensor.encoding.dequantize(source[block * per_block : stop * per_block])
+
+        def pieces() -> Iterator[tuple[Record, Bytes]]:
+            block = 0
+            for record in _records(entry, row, kept_data):
+                yield record, source[block * per_block : (block + record.count) * per_block]
+                block += record.count
+            if block * per_block != source.size:
+                raise FormatError(f"{tensor.name}: {BLOCKS_NAME} has a record of {block} blocks, not of all")
+
+        def work(piece: tuple[Record, Bytes]) -> Bytes:
+            record, part = piece
+            values = tensor.encoding.dequantize(part)
             if values.size != record.count * row.block_size:
-                break
-            out[block * row.block_bytes : stop * row.block_bytes] = rebuilt(row, values, record)
-            block = stop
-        if block * row.block_bytes != out.size:
-            raise FormatError(
-                f"{tensor.name}: {BLOCKS_NAME} has a record of {block} blocks, which is not all"
-            )
-        return out
+                raise FormatError(f"{tensor.name}: {BLOCKS_NAME} has records of more blocks than there are")
+            return rebuilt(row, values, record)
+
+        return np.concatenate([np.empty(0, np.uint8), *in_order(work, pieces())])
 
     return tensor.changed(encoding=row, data=data)
 
