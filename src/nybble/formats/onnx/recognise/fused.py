@@ -345,6 +345,8 @@ def standard_attention(call: Call) -> Outputs:
     held = [call.view(at).base for at in (1, 2)]
     if pasts == (None, None) and all(term.operator == "cache" for term in held):
         caches = held[0], held[1]
+        if call.attribute("is_causal", 0):
+            raise call.unsupported("is_causal counts from the first key where the cache is joined before")
     term = attention_term(
         call, q.term, k.term, v.term, heads=q.heads, key_heads=k.heads, head_dim=q.head_dim, masks=masks,
         scale=_eps(scale), softcap=_eps(call.attribute("softcap", 0.0)) or None, caches=caches,

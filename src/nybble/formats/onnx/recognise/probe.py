@@ -241,7 +241,7 @@ class Probe:
             if node.title in str(error):
                 raise
             raise type(error)(f"node {node.title}: {error}; {RUN_INSTEAD}") from error
-        except (ValueError, IndexError, TypeError, OverflowError, KeyError, ZeroDivisionError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
             raise FormatError(f"{self.table.where}: node {node.title}: {error!r}") from error
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:

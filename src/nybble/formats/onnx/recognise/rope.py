@@ -116,6 +116,8 @@ def recover(rows: Rows, hints: Iterable[RopeConfig] = ()) -> RopeConfig:
     inverse, factor = measured(rows)
     dim = rows.rotary_dim
     attention = None if factor == 1.0 else neat(factor, 1e-6)
+    # These do not change with the length, whatever a config beside the model says.
+    hints = [rope for rope in hints if rope.kind not in ("longrope", "dynamic")]
     for rope in (*hints, *_candidates(inverse, dim)):
         for candidate in (rope, replace(rope, attention_factor=attention)):
             if candidate.rotary_dim == dim and fits(candidate, rows, 1):
