@@ -177,13 +177,13 @@ def test_cancel_leaves_the_sequences_as_before(session, monkeypatch):
     session.cancel()  # nothing runs: means nothing
     run, calls = session.decoder.run, []
 
-    def cancelled_in_the_second(*arguments):
+    def cancelled_in_the_second(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             thread = threading.Thread(target=session.cancel)
             thread.start()
             thread.join()
-        return run(*arguments)
+        return run(*arguments, **options)
 
     monkeypatch.setattr(session.decoder, "run", cancelled_in_the_second)
     with pytest.raises(Cancelled):
@@ -212,10 +212,11 @@ def test_the_cache_limit():
 
 
 @pytest.mark.parametrize("name", ["phi3-longrope-int4-cpu", "phi3-longrope-int4-dml"])
-def test_longrope_crossing_runs_again(name):
+def test_longrope_crossing_runs_again(name, monkeypatch):
     """The model has 16 positions of the short kind; what was cached before is computed anew."""
     session = start(DATA / name)
-    assert session._io.switch_length == 16
+    assert session._io.switch.length == 16
+    assert session._pads_masks == name.endswith("cpu")
     ids = tokens(40)
     long = all_logits(session, ids)
     short = all_logits(session, ids[:16])
@@ -224,6 +225,10 @@ def test_longrope_crossing_runs_again(name):
     for pieces in ((1,) * 39, (16, 1), (15, 1, 1), (10, 7), (7, 7, 7)):
         found = all_logits(session, ids, pieces)
         np.testing.assert_allclose(found[20:], long[20:], atol=tolerance)
+    monkeypatch.setattr("nybble.devices.onnxruntime.session.MAX_ROWS", 6)  # padded masks, or one run
+    np.testing.assert_allclose(all_logits(session, ids, (20,)), long, atol=tolerance)
+    session._pads_masks = False
+    np.testing.assert_allclose(all_logits(session, ids, (20,)), long, atol=tolerance)
     batch = [session.new_sequence() for _ in range(3)]
     session.forward([BatchItem(s, ids[: 14 + i], "none") for i, s in enumerate(batch)])
     found = session.forward([BatchItem(s, ids[14 + i : 17 + i], "last") for i, s in enumerate(batch)])
@@ -249,9 +254,9 @@ def test_a_provider_that_cannot_continue(name, monkeypatch):
     session.runs = "whole or one"
     run, seen = session.decoder.run, []
 
-    def noted(cache, new, begin, *rest):
+    def noted(cache, new, begin, **rest):
         seen.append((begin, len(new)))
-        return run(cache, new, begin, *rest)
+        return run(cache, new, begin, **rest)
 
     monkeypatch.setattr(session.decoder, "run", noted)
     for pieces in ((), (25, 2), (3, 9, 1, 10), (20, 1, 1)):

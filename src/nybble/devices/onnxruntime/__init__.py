@@ -145,6 +145,7 @@ def _start(
         placement=placement,
         kv_cache_limit=kv_cache_limit,
         runs=runs,
+        pads_masks=provider.pads_masks and decoder.io.shares_buffers,
     )  # fmt: skip
 
 

@@ -37,7 +37,14 @@ class Decoder:
         self._row_value = runtime.OrtValue.ortvalue_from_numpy(self._row)
 
     def run(
-        self, cache: Cache, tokens: npt.NDArray[np.int64], start: int, rows: str, options: Any
+        self,
+        cache: Cache,
+        tokens: npt.NDArray[np.int64],
+        start: int,
+        *,
+        rows: str,
+        mask_length: int = 0,
+        options: Any = None,
     ) -> tuple[Cache, Logits | None]:
         """Run tokens that follow ``start`` cached ones.
 
@@ -46,20 +53,25 @@ class Decoder:
             tokens: (count,), at least one.
             start: positions that are kept.
             rows: ``none``, ``last`` or ``all``.
+            mask_length: attention_mask gets zeros at its end to be at least that long.
             options: ONNX Runtime's RunOptions.
 
         Returns:
             The cache that follows, and logits (rows, vocab_size) or None.
         """
         count = len(tokens)
-        cache = cache.prepare(start, start + count)
+        cache = cache.prepare(start, max(start + count, mask_length))
         binding = cache.bind()
         given_rows = 1 if self._io.last_row_only or (rows != "all" and self._keeps_rows) else count
         if given_rows == 1:
             binding.bind_ortvalue_output(self._io.logits.name, self._row_value)
         else:
             binding.bind_output(self._io.logits.name, "cpu")
-        self._bind_inputs(binding, tokens, start, rows)
+        for role, port in self._io.inputs.items():
+            if role == "attention_mask":
+                binding.bind_cpu_input(port.name, self._mask(start + count, mask_length))
+            else:
+                binding.bind_cpu_input(port.name, self._input(role, tokens, start, rows))
         self._session.run_with_iobinding(binding, options)
         logits = None
         if rows != "none":
@@ -86,17 +98,18 @@ class Decoder:
         port = self._io.inputs.get(role)
         return "int64" if port is None else port.dtype
 
-    def _bind_inputs(self, binding: Any, tokens: npt.NDArray[np.int64], start: int, rows: str) -> None:
-        for role, port in self._io.inputs.items():
-            binding.bind_cpu_input(port.name, self._input(role, tokens, start, rows))
+    def _mask(self, end: int, length: int) -> npt.NDArray[Any]:
+        mask = self._ones[:, : max(end, length)]
+        if length > end:
+            mask = mask.copy()
+            mask[:, end:] = 0
+        return mask
 
     def _input(self, role: str, tokens: npt.NDArray[np.int64], start: int, rows: str) -> npt.NDArray[Any]:
         port = self._io.inputs[role]
         end = start + len(tokens)
         if role == "input_ids":
             return tokens.astype(port.dtype)[None]
-        if role == "attention_mask":
-            return self._ones[:, :end]
         if role == "position_ids":
             positions = self._positions[:, start:end]
             # Three of them are for time, height and width of images; text has the same in each.

@@ -34,6 +34,8 @@ class Provider:
     """On which machines it can be."""
     runs: Runs = "any"
     """Which runs come out right."""
+    pads_masks: bool = False
+    """Whether zeros at the end of attention_mask change nothing but its length."""
     probed: bool = False
     """Whether GroupQueryAttention must be tried first: see ``probe``."""
 
@@ -41,7 +43,7 @@ class Provider:
 PROVIDERS: Mapping[str, Provider] = {
     provider.name: provider
     for provider in (
-        Provider("cpu", "CPUExecutionProvider", "onnxruntime"),
+        Provider("cpu", "CPUExecutionProvider", "onnxruntime", pads_masks=True),
         Provider(
             "cuda",
             "CUDAExecutionProvider",

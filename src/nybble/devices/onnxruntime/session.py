@@ -135,8 +135,8 @@ class OnnxRuntimeSession:
     """A model in ONNX Runtime.
 
     ``provider`` is nybble's name of the execution provider, ``reason`` why it was chosen, ``placement``
-    where the nodes run. ``kv_cache_limit``: bytes that all caches together may take. ``runs``: see
-    ``providers.Runs``.
+    where the nodes run. ``kv_cache_limit``: bytes that all caches together may take. ``runs`` and
+    ``pads_masks``: see ``providers.Provider``.
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class OnnxRuntimeSession:
         placement: Placement,
         kv_cache_limit: int | None,
         runs: Runs = "any",
+        pads_masks: bool = False,
     ) -> None:
         self._lock = RLock()
         self._runtime = runtime
@@ -168,11 +169,16 @@ class OnnxRuntimeSession:
         self.provider = provider
         self.reason = reason
         self.placement = placement
-        switch = io.switch_length
+        self._switch = 0 if io.switch is None else io.switch.length
+        # The graph chooses its rotary tables by the length of the run at hand, mask included: a longer
+        # mask, or where that is not to be had the whole sequence in one run, makes it take the long ones.
+        self._pads_masks = pads_masks and io.switch is not None and io.switch.by_mask_size
         self._longrope = (
             None
-            if switch is None
-            else RopeConfig(theta=0.0, rotary_dim=2, kind="longrope", original_max_position_embeddings=switch)
+            if io.switch is None
+            else RopeConfig(
+                theta=0.0, rotary_dim=2, kind="longrope", original_max_position_embeddings=self._switch
+            )
         )
 
     @property
@@ -313,7 +319,10 @@ class OnnxRuntimeSession:
                 rows = "all"
             elif part.item.logits == "last" and end == total:
                 rows = "last"
-            cache, logits = decoder.run(cache, part.tokens[at:end], part.start + at, rows, options)
+            mask = self._switch + 1 if part.long and self._pads_masks else 0
+            cache, logits = decoder.run(
+                cache, part.tokens[at:end], part.start + at, rows=rows, mask_length=mask, options=options
+            )
             if logits is not None:
                 asked = end - max(part.silent, at) if rows == "all" else 1
                 part.logits.append(logits[-asked:])
@@ -325,13 +334,13 @@ class OnnxRuntimeSession:
         total = len(part.tokens)
         position = part.start + at
         one_run = self.runs == "whole or one" and not position
-        if self._longrope is not None and part.long and position <= (self._io.switch_length or 0):
+        if part.long and position <= self._switch and not self._pads_masks:
             if self.runs == "one":
                 raise UnsupportedError(
                     f"{self.provider} computes token by token here, but a sequence of more than"
-                    f" {self._io.switch_length} tokens must run at once when this model's LongRoPE switches"
+                    f" {self._switch} tokens must run at once when this model's LongRoPE switches"
                 )
-            one_run = True  # the graph chooses its rotary tables by the length of this very run
+            one_run = True
         if part.item.logits == "all" and self._io.last_row_only:
             if one_run and part.silent + 1 < total:
                 raise UnsupportedError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nybble.errors import FormatError, UnsupportedError
 from nybble.formats.fields import Fields
-from nybble.formats.onnx.switch import length_switch
+from nybble.formats.onnx.switch import Switch, length_switch
 
 if TYPE_CHECKING:
     import onnx
@@ -78,7 +78,7 @@ class DecoderIO:
     """How to call a decoder for one sequence.
 
     ``inputs`` are by role (``input_ids``, ``attention_mask``, ...). ``shares_buffers``: past and
-    present of every cache may be one buffer, longer than what it holds. ``switch_length``: the graph
+    present of every cache may be one buffer, longer than what it holds. ``switch``: the graph
     computes other keys for sequences longer than this (LongRoPE); None: it does not.
     ``last_row_only``: logits of the last token alone come out.
     """
@@ -87,7 +87,7 @@ class DecoderIO:
     logits: Port
     caches: tuple[CachePort, ...]
     shares_buffers: bool
-    switch_length: int | None
+    switch: Switch | None
     vocab_size: int
     context_length: int | None
 
@@ -136,7 +136,7 @@ def decoder_io(graph: onnx.GraphProto, genai: Mapping[str, object], where: str) 
         logits=logits,
         caches=caches,
         shares_buffers=_shares_buffers(graph, genai, caches, where),
-        switch_length=length_switch(graph, {port.name: role for role, port in roles.items()}, where),
+        switch=length_switch(graph, {port.name: role for role, port in roles.items()}, where),
         vocab_size=vocab_size,
         context_length=model.integer("context_length", None),
     )

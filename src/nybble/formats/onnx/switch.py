@@ -8,6 +8,7 @@ second half of one table. A comparison that is found without need costs a prefil
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.errors import UnsupportedError
@@ -15,13 +16,23 @@ from nybble.errors import UnsupportedError
 if TYPE_CHECKING:
     import onnx
 
+
+@dataclass(frozen=True)
+class Switch:
+    """``length``: the longest sequence that is computed the first way. ``by_mask_size``: what counts is
+    how long attention_mask is, zeros included."""
+
+    length: int
+    by_mask_size: bool
+
+
 _PASSED = {"Cast", "Gather", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Slice"}
 _SCALARS = {"Shape", "ReduceMax", "ReduceSum"}
 _MAX_STEPS = 64
 
 
-def length_switch(graph: onnx.GraphProto, roles: Mapping[str, str], where: str) -> int | None:
-    """The longest sequence that is computed the first way; None where there is no such switch.
+def length_switch(graph: onnx.GraphProto, roles: Mapping[str, str], where: str) -> Switch | None:
+    """The switch of a graph; None where there is none.
 
     ``roles`` maps input names to roles.
 
@@ -35,13 +46,16 @@ def length_switch(graph: onnx.GraphProto, roles: Mapping[str, str], where: str) 
         if node.op_type not in ("Greater", "GreaterOrEqual") or len(node.input) != 2:
             continue
         limit = constants.get(node.input[1])
-        role = _source(node.input[0], producers, roles)
-        if limit is None or limit < 2 or role is None:
+        source = _source(node.input[0], producers, roles)
+        if limit is None or limit < 2 or source is None:
             continue
+        role, by_size = source
         # A position is one less than the length of the sequence that it ends.
-        found.add(limit - (node.op_type == "GreaterOrEqual") + (role == "position_ids"))
+        length = limit - (node.op_type == "GreaterOrEqual") + (role == "position_ids")
+        found.add(Switch(length, by_size and role == "attention_mask"))
     if len(found) > 1:
-        raise UnsupportedError(f"{where}: switches its rotary tables at several lengths: {sorted(found)}")
+        lengths = sorted({switch.length for switch in found})
+        raise UnsupportedError(f"{where}: switches its rotary tables in several ways, at lengths {lengths}")
     return found.pop() if found else None
 
 
@@ -62,15 +76,19 @@ def _integers(graph: onnx.GraphProto) -> dict[str, int]:
     return integers
 
 
-def _source(value: str, producers: Mapping[str, onnx.NodeProto], roles: Mapping[str, str]) -> str | None:
-    """The role of the input whose length or largest item ``value`` is."""
-    is_scalar = False
+def _source(
+    value: str, producers: Mapping[str, onnx.NodeProto], roles: Mapping[str, str]
+) -> tuple[str, bool] | None:
+    """The role of the input whose length or largest item ``value`` is, and whether it is a length."""
+    is_scalar = is_size = False
     for _ in range(_MAX_STEPS):
         if value in roles:
-            return roles[value] if is_scalar and roles[value] in ("attention_mask", "position_ids") else None
+            counts = is_scalar and roles[value] in ("attention_mask", "position_ids")
+            return (roles[value], is_size) if counts else None
         node = producers.get(value)
         if node is None or node.op_type not in _PASSED | _SCALARS or not node.input:
             return None
         is_scalar |= node.op_type in _SCALARS
+        is_size |= node.op_type == "Shape"
         value = node.input[0]
     return None
