@@ -1,13 +1,15 @@
-"""Speed and memory of nybble's device ``onnxruntime`` and of onnxruntime-genai on the same folders.
+"""Speed and memory of nybble and of onnxruntime-genai on the same ONNX folders.
 
-    python bench/compare_genai.py FOLDER ... [--prefill 512] [--decode 64] [--genai-python PATH]
+    python bench/compare_genai.py FOLDER ... [--device onnxruntime|cpu] [--genai-python PATH]
+
+nybble runs the folder as it is in ONNX Runtime, or with ``--device cpu`` on its own kernels.
 
 Two processes hold the model and take turns, every repetition once each and in turn first, after a
 warm-up that is not counted; before each turn they wait ``--pause`` seconds, in which the threads of the
 one before stop spinning. A turn computes a random prompt in one call and then decodes greedily. Both
-get the same number of threads, so the ratio (above 1 nybble is faster) shows what stands around ONNX
-Runtime. "Equal tokens" is how many of the greedy tokens agree before the first difference; the two
-packages may hold different versions of ONNX Runtime, so that is information and no test.
+get the same number of threads; the ratio is above 1 where nybble is faster. "Equal tokens" is how many
+of the greedy tokens agree before the first difference; engines, and versions of ONNX Runtime, round
+differently, so that is information and no test.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     context = -(-(arguments.prefill + arguments.decode + 2) // 256) * 256
     options = ("--threads", arguments.threads, "--provider", arguments.provider, "--context", context)
     workers = {
-        "nybble": Worker(sys.executable, "onnx_worker.py", "nybble", folder, *options),
+        "nybble": Worker(
+            sys.executable,
+            "onnx_worker.py",
+            "nybble-cpu" if arguments.device == "cpu" else "nybble",
+            folder,
+            *options,
+        ),
         "onnxruntime-genai": Worker(arguments.genai_python, "onnx_worker.py", "genai", folder, *options),
     }
     draw = random.Random(0)
@@ -102,12 +110,13 @@ def text_of(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the device onnxruntime with onnxruntime-genai.")
+    parser = argparse.ArgumentParser(description="Compare nybble with onnxruntime-genai.")
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--decode", type=int, default=64, help="tokens of the answer")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--pause", type=float, default=0.5, help="seconds before each turn")
+    parser.add_argument("--device", choices=["onnxruntime", "cpu"], default="onnxruntime", help="nybble's")
     parser.add_argument("--provider", default="cpu")
     parser.add_argument(
         "--genai-python",

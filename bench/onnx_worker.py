@@ -1,9 +1,11 @@
-"""An ONNX folder behind the pipe of ``harness.Worker``, run by nybble's device or by onnxruntime-genai.
+"""An ONNX folder behind the pipe of ``harness.Worker``: nybble's device onnxruntime, nybble's own CPU
+kernels, or onnxruntime-genai.
 
-    python bench/onnx_worker.py nybble|genai FOLDER --threads 2
+    python bench/onnx_worker.py nybble|nybble-cpu|genai FOLDER --threads 2
 
 Requests: ``{"do": "time", "prompt": [...], "decode": N}`` answers with seconds of both phases and the
-greedy tokens; ``{"do": "memory"}``. Both engines compute the prompt in one call, then decode greedily;
+greedy tokens; ``{"do": "logits", "tokens": [...], "path": "x.npy"}`` (nybble only) writes the logits
+after each token; ``{"do": "memory"}``. Both engines compute the prompt in one call, then decode greedily;
 onnxruntime-genai's loop finds the best token in C++, nybble's here in NumPy.
 """
 
@@ -13,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,18 @@ class Nybble:
         from nybble.formats.onnx.folder import open_onnx_folder
 
         self.version = onnxruntime.__version__
-        self.session = compile_session(
+        self.session: Any = compile_session(
             open_onnx_folder(folder), provider=provider, threads=threads, context_length=context
         )
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """Logits after each token, (len(tokens), vocab_size) float32."""
+        from nybble.devices.base import BatchItem
+
+        sequence = self.session.new_sequence()
+        result = self.session.forward([BatchItem(sequence, tokens, "all")])
+        sequence.close()
+        return np.asarray(result)
 
     def time(self, prompt: list[int], count: int) -> dict[str, Any]:
         from nybble.devices.base import BatchItem
@@ -46,6 +58,16 @@ class Nybble:
         decode = time.perf_counter() - started
         sequence.close()
         return {"prefill": prefill, "decode": decode, "tokens": tokens}
+
+
+class NybbleCpu(Nybble):
+    def __init__(self, folder: str, threads: int, provider: str, context: int) -> None:
+        from nybble import __version__
+        from nybble.devices.cpu import compile_session
+        from nybble.loading import read_checkpoint
+
+        self.version = __version__
+        self.session = compile_session(read_checkpoint(Path(folder)), threads=threads, context_length=context)
 
 
 class Genai:
@@ -80,23 +102,30 @@ class Genai:
         return {"prefill": prefill, "decode": decode, "tokens": tokens}
 
 
+ENGINES: dict[str, Any] = {"nybble": Nybble, "nybble-cpu": NybbleCpu, "genai": Genai}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("engine", choices=["nybble", "genai"])
+    parser.add_argument("engine", choices=sorted(ENGINES))
     parser.add_argument("folder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--context", type=int, default=2048)
     arguments = parser.parse_args()
-    kind = Nybble if arguments.engine == "nybble" else Genai
     started = time.perf_counter()
-    engine = kind(arguments.folder, arguments.threads, arguments.provider, arguments.context)
+    engine = ENGINES[arguments.engine](
+        arguments.folder, arguments.threads, arguments.provider, arguments.context
+    )
     about = {"load_seconds": time.perf_counter() - started, "version": engine.version}
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "time":
             answer = engine.time(request["prompt"], request["decode"])
+        elif request["do"] == "logits":
+            np.save(request["path"], engine.logits(request["tokens"]))
+            answer = {}
         else:
             answer = process_memory()
         print(json.dumps(answer), flush=True)
