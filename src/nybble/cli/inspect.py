@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nybble.cli import console
@@ -42,11 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
     from nybble import hub
     from nybble.hub.progress import progress_display
-    from nybble.loading import read_checkpoint
 
     with progress_display() as progress:
         path = hub.resolve(arguments.model, progress=progress)
-    checkpoint = read_checkpoint(path)
+    checkpoint = _read(path)
     if arguments.json:
         console.write_json(_everything(checkpoint))
     elif arguments.tensors:
@@ -58,6 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         console.write(_summary(checkpoint))
     return 0
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint; of an ONNX decoder that nybble does not recognise, what lies around its weights."""
+    from nybble.errors import UnsupportedError
+    from nybble.formats.onnx.folder import is_onnx, open_onnx_folder
+    from nybble.loading import read_checkpoint
+
+    try:
+        return read_checkpoint(path)
+    except UnsupportedError as error:
+        if not is_onnx(path):
+            raise
+        checkpoint = open_onnx_folder(path)
+        console.note(f"not recognised, so it runs with --device onnxruntime alone: {error}")
+        return checkpoint
 
 
 # -- parts as text --------------------------------------------------------------------------------

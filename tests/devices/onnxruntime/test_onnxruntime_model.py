@@ -15,6 +15,7 @@ from devices.onnxruntime.conftest import DATA
 from nybble.errors import DeviceError
 from nybble.evaluate.benchmark import measure
 from nybble.loading import from_checkpoint
+from support.onnx_decoders import save_decoder
 
 FOLDER = DATA / "llama-int4-cpu"
 
@@ -108,3 +109,11 @@ def test_the_tokens_of_onnxruntime_genai(name):
     with nybble.load(DATA / name, device="onnxruntime:cpu", threads=1) as model:
         found = model.complete(prompt, max_tokens=length - len(prompt), temperature=0).choices[0].token_ids
     assert list(found) == expected[: len(found)] and len(found) >= 5
+
+
+def test_inspect_of_what_is_not_recognised(tmp_path):
+    folder = save_decoder(tmp_path / "strange")
+    shown = command("inspect", folder, "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["format"] == "onnx"
+    assert "--device onnxruntime alone" in shown.stderr
