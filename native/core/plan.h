@@ -140,8 +140,8 @@ struct Plan {
     std::vector<std::vector<float>> vectors;
     std::vector<std::vector<int32_t>> permutations;
     std::vector<std::vector<int32_t>> slots;  // LoRA adapter of each column
-    std::vector<int64_t> buffers;       // width of each, columns
-    std::vector<bool> buffer_selected;  // holds selected rows only: usually one
+    std::vector<int64_t> buffers;             // width of each, columns
+    std::vector<bool> buffer_selected;        // holds selected rows only: usually one
     std::vector<Rope> ropes;
     std::vector<KvGroup> groups;
     std::vector<Op> ops;

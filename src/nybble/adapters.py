@@ -1,7 +1,7 @@
 """LoRA adapters as callers give them: paths, weights and names, in several ways.
 
-["pirate.gguf", ("folder", 0.5)]                     named after the file or folder
-{"pirate": "pirate.gguf", "formal": ("folder", 0.5)}
+A list is ``["pirate.gguf", ("folder", 0.5)]``: each is named after its file or folder. A mapping is by name,
+``{"pirate": "pirate.gguf", "formal": ("folder", 0.5)}``, or has weights by path, ``{"pirate.gguf": 0.7}``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
 
     Source: TypeAlias = str | os.PathLike[str] | Adapter
-    Given: TypeAlias = Source | tuple[Source, float]
+    Given: TypeAlias = Source | tuple[Source, float] | float
 
 MAX_WEIGHT = 1e4
 
@@ -30,9 +30,12 @@ def read_adapters(given: Mapping[str, Given] | Sequence[Given]) -> list[tuple[Ad
         NotFoundError, FormatError, UnsupportedError: one of them cannot be read.
         ValueError: two have the same name, or a weight is no number from -10000 to 10000.
     """
+    from nybble.checkpoint.adapter import Adapter
+
     rows: Iterable[tuple[str | None, Given]]
     if isinstance(given, Mapping):
-        rows = given.items()
+        by_path = any(isinstance(item, (int, float)) for item in given.values())
+        rows = ((None, (path, item)) for path, item in given.items()) if by_path else given.items()  # type: ignore[misc]
     elif isinstance(given, (str, os.PathLike)):
         raise ValueError(f"adapters must be a list or a mapping, not {given!r}: write [{given!r}]")
     else:
@@ -40,6 +43,8 @@ def read_adapters(given: Mapping[str, Given] | Sequence[Given]) -> list[tuple[Ad
     found: list[tuple[Adapter, float]] = []
     for name, item in rows:
         source, weight = item if isinstance(item, tuple) else (item, 1.0)
+        if not isinstance(source, (str, os.PathLike, Adapter)):
+            raise ValueError(f"an adapter is a path or (path, weight), not {item!r}")
         adapter = _read(source, name)
         if any(adapter.name == other.name for other, _ in found):
             raise ValueError(

@@ -94,3 +94,29 @@ def test_wrong_use(nybble_command, source, tmp_path, options):
 def test_verify_without_a_manifest(nybble_command, source):
     result = nybble_command("verify", str(source))
     assert result.code == 1 and "has no manifest" in result.err
+
+
+def test_adapters(nybble_command, source, tmp_path):
+    from nybble.formats.huggingface.adapter import write_peft_adapter
+    from support.adapters import random_adapter
+    from support.conversions import WIDE
+
+    folder = tmp_path / "pirate"
+    folder.mkdir()
+    write_peft_adapter(random_adapter(WIDE), folder)
+    result = nybble_command("convert", str(source), str(tmp_path / "x.gguf"), "--adapter", f"{folder}:0.5")
+    assert result.code == 1 and "quantized weights (q4_0)" in result.err
+    result = nybble_command(
+        "convert", str(source), str(tmp_path / "x.gguf"), "--json",
+        "--adapter", f"{folder}:0.5", "--encoding", "f16",
+    )  # fmt: skip
+    assert result.code == 0
+    how = {tensor["name"]: tensor["how"] for tensor in json.loads(result.out)["tensors"]}
+    assert how["model.layers.0.mlp.up_proj.weight"].startswith("adapters merged")
+    result = nybble_command("convert", str(folder), str(tmp_path / "a.gguf"))
+    assert result.code == 1 and "--base" in result.err
+    result = nybble_command("convert", str(folder), str(tmp_path / "a.gguf"), "--base", str(source))
+    assert result.code == 0 and "every tensor is exact" in result.out
+    result = nybble_command("convert", str(tmp_path / "a.gguf"), str(tmp_path / "b"), "--to", "safetensors",
+                            "--base", str(source))  # fmt: skip
+    assert result.code == 0 and (tmp_path / "b" / "adapter_config.json").is_file()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,10 @@ _SHOWN = 3
 
 
 def merge_adapters(
-    checkpoint: Checkpoint, adapters: Mapping[Adapter, float], *, encoding: str | None = None
+    checkpoint: Checkpoint,
+    adapters: Mapping[Adapter, float],
+    *,
+    encoding: str | Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """The checkpoint with adapters in its weights.
 
@@ -32,13 +35,13 @@ def merge_adapters(
     Args:
         checkpoint: the base model.
         adapters: the weight of each; 0 leaves an adapter out.
-        encoding: what changed tensors become: a name, or ``own``: what each is. None: each keeps its
-            own where that is f32, f16 or bf16.
+        encoding: what changed tensors become: a name, or ``own``: what each is; or that by the name of
+            the tensor. None, or a name that is absent: its own where that is f32, f16 or bf16.
 
     Raises:
         UnsupportedError: an adapter does not fit the model, or the encoding does not exist.
-        ConversionError: a changed tensor is quantized and ``encoding`` is None, or the encoding cannot
-            be written.
+        ConversionError: a changed tensor is quantized and ``encoding`` does not say what it becomes, or
+            the encoding cannot be written.
     """
     members: dict[str, list[tuple[float, LoraPair]]] = {}
     for adapter, weight in adapters.items():
@@ -51,42 +54,43 @@ def merge_adapters(
     if config.tie_word_embeddings and (OUTPUT in members or EMBEDDING in members):
         config = replace(config, tie_word_embeddings=False)
         tensors[OUTPUT] = tensors[EMBEDDING].changed(name=OUTPUT)
-    _check(tensors, members, encoding)
+    chosen = encoding if isinstance(encoding, Mapping) else dict.fromkeys(members, encoding)
+    targets = _targets(tensors, members, chosen)
     for name, changes in members.items():
-        target = _target(tensors[name], encoding)
+        target = targets[name]
         order = tensors.get(name.removesuffix("weight") + "input_permutation")
         tensors[name] = _merged(tensors[name], changes, target, order)
     return replace(checkpoint, config=config, tensors=tensors)
 
 
-def merged_names(checkpoint: Checkpoint, adapters: Mapping[Adapter, float]) -> frozenset[str]:
+def merged_names(adapters: Mapping[Adapter, float]) -> frozenset[str]:
     """The tensors that ``merge_adapters`` changes."""
-    names = {name for adapter, weight in adapters.items() if weight for name in adapter.pairs}
-    if checkpoint.config.tie_word_embeddings and EMBEDDING in names:
-        names.add(OUTPUT)
-    return frozenset(names)
+    return frozenset(name for adapter, weight in adapters.items() if weight for name in adapter.pairs)
 
 
-def _check(tensors: Mapping[str, Tensor], members: Mapping[str, object], encoding: str | None) -> None:
-    quantized = [name for name in members if tensors[name].encoding.name not in PLAIN]
-    if quantized and encoding is None:
-        kinds = ", ".join(sorted({tensors[name].encoding.name for name in quantized}))
-        shown = ", ".join(quantized[:_SHOWN]) + (", ..." if len(quantized) > _SHOWN else "")
+def _targets(
+    tensors: Mapping[str, Tensor], names: Iterable[str], chosen: Mapping[str, str | None]
+) -> dict[str, Encoding]:
+    """What each changed tensor becomes."""
+    unsaid = [name for name in names if tensors[name].encoding.name not in PLAIN and not chosen.get(name)]
+    if unsaid:
+        kinds = ", ".join(sorted({tensors[name].encoding.name for name in unsaid}))
+        shown = ", ".join(unsaid[:_SHOWN]) + (", ..." if len(unsaid) > _SHOWN else "")
         raise ConversionError(
             f"an adapter merged into quantized weights ({kinds}) gives values that they cannot hold, in"
-            f" {len(quantized)} tensors: {shown}; name an encoding for them (f16, bf16, q8_0, ...), or allow"
-            " loss to quantize them again as they were"
+            f" {len(unsaid)} tensors: {shown}; name an encoding (f16, bf16, q8_0, ...), or allow loss to have"
+            " them quantized again as they were"
         )
-    for name in members:
-        target = _target(tensors[name], encoding)
+    targets: dict[str, Encoding] = {}
+    for name in names:
+        wanted = chosen.get(name)
+        target = tensors[name].encoding if wanted in (None, OWN) else encoding_of(str(wanted))
         if target.quantize is None or tensors[name].shape[-1] % target.block_size:
             raise ConversionError(
-                f"{name}: cannot be written as {target.name} after merging; name another encoding"
+                f"{name}: nybble cannot quantize it to {target.name}; name another encoding"
             )
-
-
-def _target(tensor: Tensor, encoding: str | None) -> Encoding:
-    return tensor.encoding if encoding in (None, OWN) else encoding_of(str(encoding))
+        targets[name] = target
+    return targets
 
 
 def _merged(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nybble.cli import console
 from nybble.cli.main import UsageError
-from nybble.cli.options import add_model_argument
+from nybble.cli.options import adapter, add_model_argument
 
 if TYPE_CHECKING:
     from nybble.convert.report import Report
@@ -25,6 +25,8 @@ examples:
   nybble convert smollm2 smollm2-folder --to safetensors
   nybble convert hf:owner/repo model.gguf --encoding q8_0
   nybble convert model.gguf folder --to onnx-cpu-int4
+  nybble convert model.gguf merged.gguf --adapter pirate:0.8 --allow-lossy
+  nybble convert pirate-folder pirate.gguf --base model.gguf
   nybble convert folder model.gguf --encoding q4_0 --tensor-encoding "lm_head.weight=q8_0"
 """
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -57,6 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         help="safetensors: awq, gptq or compressed-tensors, how integers are packed",
     )
+    group = parser.add_argument_group("LoRA")
+    group.add_argument(
+        "--adapter",
+        type=adapter,
+        metavar="PATH[:WEIGHT]",
+        action="append",
+        default=[],
+        help="merge an adapter (PEFT folder or GGUF file), at weight 1 unless given; may be repeated",
+    )
+    group.add_argument("--base", metavar="BASE", help="where MODEL is an adapter: the model it belongs to")
     group = parser.add_argument_group("output")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     group.add_argument("--split-size", metavar="SIZE", help="most bytes of tensors in a file: 2G, 500M")
@@ -85,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
             method=arguments.method,
             quantization=arguments.quantization,
             split_bytes=None if arguments.split_size is None else _size(arguments.split_size),
+            adapters=arguments.adapter,
+            base=arguments.base,
             progress=None if arguments.quiet else progress,
         )
     if arguments.json:

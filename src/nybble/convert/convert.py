@@ -7,7 +7,7 @@ target, hash, write the manifest, rename. Nothing has the target's name before i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from nybble.checkpoint.forms import in_form
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert import carried
 from nybble.convert.act_order import columns_in_order
+from nybble.convert.adapters import convert_adapter, merged
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.manifest import (
@@ -39,11 +40,14 @@ from nybble.convert.report import Report, TensorReport
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
+from nybble.errors import UnsupportedError
+from nybble.formats.adapter import is_adapter
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError, require_space, staged_file, staged_folder
 from nybble.text.tokenizer import FolderTokenizerSource
 
 if TYPE_CHECKING:
+    from nybble.adapters import Given
     from nybble.hub.progress import ProgressCallback
 
 _ROOM = 64 << 20
@@ -62,10 +66,12 @@ def convert(
     method: str | None = None,
     quantization: str | None = None,
     split_bytes: int | None = None,
+    adapters: Mapping[str, Given] | Sequence[Given] = (),
+    base: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
 ) -> Report:
-    """Converts a model; exactly, unless told otherwise.
+    """Converts a model, or a LoRA adapter; exactly, unless told otherwise.
 
     Args:
         source: a model as for ``nybble.load``.
@@ -80,6 +86,8 @@ def convert(
         method: how weights become integers for an ONNX target that does not say (``rtn``).
         quantization: for safetensors: ``awq``, ``gptq`` or ``compressed-tensors``, how integers are packed.
         split_bytes: most bytes of tensors in one file of a GGUF or safetensors output.
+        adapters: LoRA adapters to merge into the model, as for ``nybble.load``: paths, or weights by path.
+        base: where ``source`` is a LoRA adapter, the model that it belongs to; see ``convert_adapter``.
         progress: called with what is going on; see ``nybble.hub.progress``.
         offline: True: never download the source; None: what the environment says.
 
@@ -95,29 +103,45 @@ def convert(
     from nybble.hub import resolve
     from nybble.loading import read_checkpoint
 
+    if is_adapter(Path(source)):
+        if encodings or method or quantization or split_bytes or adapters:
+            raise UnsupportedError(
+                "of the options about tensors, encoding and allow_lossy alone are for adapters"
+            )
+        return convert_adapter(
+            source,
+            target,
+            to=to,
+            base=base,
+            encoding=encoding,
+            allow_lossy=allow_lossy,
+            overwrite=overwrite,
+            offline=offline,
+        )
     started = perf_counter()
     place = destination(to, quantization=quantization, method=method, split_bytes=split_bytes)
     output = Path(target)
     path = resolve(os.fspath(source), progress=progress, offline=offline)
     read = tied_again(_with_folder_tokenizer(read_checkpoint(path)))
     if overwrite:
-        _check_target(output, read, folder=place.is_folder)
+        check_target(output, read.source, folder=place.is_folder)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
-    with _output(output, overwrite=overwrite, folder=place.is_folder) as stage:
+    merge = merged(read, adapters, place.rules, choice)
+    with staged_output(output, overwrite=overwrite, folder=place.is_folder) as stage:
         inputs = _hash_inputs(read, path, progress)
         earlier = _earlier_manifest(path)
         old = {} if earlier is None else earlier.carried
         restored = carried.restored(
-            read,
-            old,
+            merge.checkpoint,
+            merge.without(old),
             path if path.is_dir() else path.parent,
             place.format,
             unchanged=earlier is not None and is_unchanged(inputs, earlier),
-            encodings=encoding is None and not encodings,
+            choice=choice,
         )
         formed, changes = in_form(restored.checkpoint, place.rules.form)
         ordered, notes = columns_in_order(formed, place.rules.form, choice)
-        plans = make_plan(ordered, place.rules, choice, changes, restored.preferred)
+        plans = make_plan(ordered, place.rules, choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, place, stage.path)
         files = place.write(
@@ -128,12 +152,12 @@ def convert(
         files = [*files, *worker.finish()]
         outputs = _hash_outputs(files, stage, output, progress)
         manifest = Manifest(
-            inputs=inputs,
+            inputs=(*inputs, *merge.inputs),
             outputs=outputs,
-            recipe=_recipe(to, choice, method, quantization, split_bytes),
+            recipe={**_recipe(to, choice, method, quantization, split_bytes), **merge.recipe},
             tensors=tensor_entries(worker.reports()),
             carried=carried.carried_from(
-                read,
+                merge.checkpoint,
                 place.format,
                 earlier=old,
                 generated_tokenizer=place.generated_tokenizer(read, stage.path),
@@ -223,7 +247,7 @@ class _Worker:
             how.append("blocks rebuilt from their values")
         if plan.relation.how != "kept" or not how:
             how.append(plan.relation.how)
-        source = self._read.tensors[plan.tensor.name]
+        source = self._read.tensors.get(plan.tensor.name, plan.tensor)
         return TensorReport(
             name=plan.tensor.name,
             shape=plan.tensor.shape,
@@ -251,7 +275,7 @@ def _releasing(tensor: Tensor) -> Tensor:
 # -- where it goes -------------------------------------------------------------------------------------
 
 
-class _Stage:
+class Stage:
     """The place beside the target that is written to."""
 
     def __init__(self, path: Path, output: Path, is_file: bool) -> None:
@@ -271,13 +295,14 @@ class _Stage:
 
 
 @contextmanager
-def _output(output: Path, *, overwrite: bool, folder: bool) -> Iterator[_Stage]:
+def staged_output(output: Path, *, overwrite: bool, folder: bool) -> Iterator[Stage]:
+    """The place where an output is written; it gets its name when the block ends without an error."""
     if folder:
         with staged_folder(output, overwrite=overwrite) as path:
-            yield _Stage(path, output, False)
+            yield Stage(path, output, False)
     else:
         with staged_file(output, overwrite=overwrite) as path:
-            yield _Stage(path, output, True)
+            yield Stage(path, output, True)
 
 
 def _with_folder_tokenizer(read: Checkpoint) -> Checkpoint:
@@ -286,12 +311,12 @@ def _with_folder_tokenizer(read: Checkpoint) -> Checkpoint:
     return replace(read, tokenizer=FolderTokenizerSource(folder)) if isinstance(folder, Path) else read
 
 
-def _check_target(output: Path, read: Checkpoint, *, folder: bool) -> None:
+def check_target(output: Path, source: Path | None, *, folder: bool) -> None:
     """Refuses to replace what is read, and what nybble did not write."""
     if not output.exists():
         return
-    if read.source is not None:
-        source, target = read.source.resolve(), output.resolve()
+    if source is not None:
+        source, target = source.resolve(), output.resolve()
         if source == target or target in source.parents:
             raise OutputError(f"{output}: is the model that would be read; name another output")
     if output.is_dir() != folder:
@@ -328,7 +353,12 @@ def _recipe(
 def _earlier_manifest(path: Path) -> Manifest | None:
     """The manifest of the source, where it has one."""
     place = manifest_path(path)
-    return read_manifest(place) if place.is_file() else None
+    if place.is_file():
+        return read_manifest(place)
+    # A part of a split model, or one file of a folder.
+    place = path.parent / FOLDER_NAME
+    found = read_manifest(place) if path.is_file() and place.is_file() else None
+    return found if found and any(item.name == path.name for item in found.outputs) else None
 
 
 def _hash_inputs(read: Checkpoint, path: Path, progress: ProgressCallback | None) -> tuple[FileHash, ...]:
@@ -346,7 +376,7 @@ def _hash_inputs(read: Checkpoint, path: Path, progress: ProgressCallback | None
 
 
 def _hash_outputs(
-    files: list[Path], stage: _Stage, output: Path, progress: ProgressCallback | None
+    files: list[Path], stage: Stage, output: Path, progress: ProgressCallback | None
 ) -> tuple[FileHash, ...]:
     total = sum(file.stat().st_size for file in files)
     meter = _meter(progress, output.name, total, "checking")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.tensor import Tensor
-from nybble.errors import FormatError, NybbleError
+from nybble.errors import FormatError, NybbleError, UnsupportedError
 from nybble.formats.fields import Fields
 from nybble.formats.gguf.config import read_config
 from nybble.formats.gguf.metadata import GGUFMetadata
@@ -68,6 +68,8 @@ def read_gguf_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def gguf_checkpoint(file: GGUFFile) -> Checkpoint:
     """The model that an open file holds."""
     where = str(file.path or "<memory>")
+    if file.metadata.get("general.type") == "adapter":
+        raise UnsupportedError(f"{where}: is a LoRA adapter and no model: name the model that it belongs to")
     config = read_config(file.metadata, file.tensors, where)
     template, named = _chat_templates(file.metadata, where)
     metadata = GGUFMetadata(file.metadata, file.value_types)
