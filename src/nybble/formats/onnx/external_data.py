@@ -68,6 +68,13 @@ class Initializer:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where it lies: equal for two names of the same bytes."""
+        if isinstance(self.source, np.ndarray):
+            return (self.name,)
+        return self.source.location, self.source.offset, self.source.length
+
     def bytes_(self) -> Bytes:
         """The stored bytes: flat, read-only, mapped where external."""
         return self.source if isinstance(self.source, np.ndarray) else self.source.read()

@@ -25,6 +25,7 @@ from nybble.formats.json_text import read_object_if_there
 from nybble.formats.onnx import folder as folders
 from nybble.formats.onnx.decoder_io import USUAL_CACHES, USUAL_INPUTS
 from nybble.formats.onnx.external_data import ExternalFiles
+from nybble.formats.onnx.portable_embedding import with_plain_embedding
 from nybble.formats.onnx.proto import input_shape, load_model
 from nybble.formats.onnx.recognise import arithmetic, fused, movement
 from nybble.formats.onnx.recognise.layout import features_of
@@ -105,6 +106,7 @@ def recognise(
         values: parsed ``config.json``, or empty.
     """
     where = str(file or "<memory>")
+    model = with_plain_embedding(model)
     table = GraphTable(model.graph, ExternalFiles(None if file is None else file.parent), where)
     fields = Fields(genai, where).fields("model")
     inputs = _Inputs(table, fields, where)

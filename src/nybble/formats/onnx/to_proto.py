@@ -40,7 +40,7 @@ def to_proto(
     from onnx import helper
 
     proto = helper.make_graph(
-        [_node(node) for node in graph.nodes],
+        [node_proto(node) for node in graph.nodes],
         graph.name,
         [_value(value) for value in graph.inputs],
         [_value(value) for value in graph.outputs],
@@ -57,7 +57,8 @@ def to_proto(
     return model
 
 
-def _node(node: OnnxNode) -> onnx.NodeProto:
+def node_proto(node: OnnxNode) -> onnx.NodeProto:
+    """One node."""
     from onnx import helper
 
     attributes = {key: _attribute(value) for key, value in node.attributes.items()}
@@ -74,7 +75,7 @@ def _attribute(value: Any) -> Any:
         return helper.make_tensor("", kind, value.shape, value.tobytes(), raw=True)
     if isinstance(value, OnnxGraph):
         return helper.make_graph(
-            [_node(node) for node in value.nodes],
+            [node_proto(node) for node in value.nodes],
             value.name,
             [_value(item) for item in value.inputs],
             [_value(item) for item in value.outputs],

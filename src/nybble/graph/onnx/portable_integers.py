@@ -82,7 +82,7 @@ def _initializers(lowering: Lowering, own: str, rows: Rows, form: AffineFormat) 
     if form.has_zero_point:
         items.append(Initializer(f"{base}_zero_points", kind, (blocks, count)))
     aliases: list[tuple[int, Initializer]] = []
-    if own in ("lm_head", "model.embed_tokens"):
+    if own == ("lm_head" if lowering.config.tie_word_embeddings else "model.embed_tokens"):
         # Gather knows no 4-bit types, and ONNX Runtime makes a MatMulNBits only of weights that nothing
         # else reads: the embedding has names of its own for the same bytes.
         for at, item in enumerate(items):

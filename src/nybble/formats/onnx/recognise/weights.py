@@ -29,8 +29,8 @@ FLOATS = ("f32", "f16", "bf16")
 
 
 def weight_of(stored: Initializer) -> Weight:
-    """An initializer as a weight."""
-    return Weight(stored.shape, stored.element, stored.load, ("file", stored.name, stored.element))
+    """An initializer as a weight: the same place of a data file is the same weight, whatever its name."""
+    return Weight(stored.shape, stored.element, stored.load, ("file", stored.place, stored.element))
 
 
 def matmul_nbits(
