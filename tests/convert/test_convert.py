@@ -82,6 +82,19 @@ def test_gguf_through_an_affine_folder(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back.gguf").read_bytes() == source.read_bytes()
 
 
+def test_blocks_come_back_also_where_an_encoding_is_named(tmp_path: Path) -> None:
+    source = model_file(tmp_path / "model.gguf", weights="q6_k")
+    convert(source, tmp_path / "folder", to="safetensors")
+    for named in ({"lm_head.weight": "f16"}, {"*_proj.weight": "q6_k"}):
+        report = convert(tmp_path / "folder", tmp_path / "x.gguf", to="gguf", overwrite=True, encodings=named)
+        kinds = {tensor.target for tensor in report.tensors if "_proj" in tensor.name}
+        assert kinds == {"q6_k"}
+        other = read_checkpoint(tmp_path / "x.gguf")
+        for name, tensor in read_checkpoint(source).tensors.items():
+            if "_proj" in name:
+                assert np.array_equal(other.tensors[name].data, tensor.data), name
+
+
 def test_huggingface_keys_come_back_from_gguf(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "one", to="safetensors", encoding="f16", allow_lossy=True)
     path = tmp_path / "one" / "config.json"

@@ -28,6 +28,7 @@ from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.forms import ROPE_FREQS
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.blocks import REBUILDABLE, Record, header_bytes, kept, rebuilt
+from nybble.convert.choice import Choice
 from nybble.convert.manifest import BLOCKS_NAME
 from nybble.convert.relation import PLAIN_FLOATS, Look
 from nybble.convert.threads import in_order
@@ -230,7 +231,7 @@ def restored(
     to: str,
     *,
     unchanged: bool,
-    encodings: bool,
+    choice: Choice,
 ) -> Restored:
     """The checkpoint with the metadata of the target's format, and GGUF's blocks if that is the target.
 
@@ -241,7 +242,7 @@ def restored(
         to: ``gguf``, ``safetensors`` or ``onnx``.
         unchanged: the files are those that the manifest was written for; otherwise every rebuilt
             tensor is compared with its values first, and left as it is where they differ.
-        encodings: whether tensors should go back to their old encodings.
+        choice: tensors for which it names another encoding than they had stay as they are.
     """
     if to != "gguf":
         extra = carried.get(_PREFIXES[to])
@@ -252,10 +253,13 @@ def restored(
     if not isinstance(part, dict):
         return Restored(checkpoint, {}, frozenset())
     checkpoint = _with_gguf_metadata(checkpoint, part, tokenizer=unchanged)
-    if not encodings:
-        return Restored(checkpoint, {}, frozenset())
     preferred = {n: e for n, e in _object(part.get("encodings")).items() if isinstance(e, str)}
-    blocks = _rebuilt_tensors(checkpoint, _object(part.get("blocks")), folder, unchanged=unchanged)
+    index = {
+        name: entry
+        for name, entry in _object(part.get("blocks")).items()
+        if (choice.named(name) or choice.encoding) in (None, preferred.get(name))
+    }
+    blocks = _rebuilt_tensors(checkpoint, index, folder, unchanged=unchanged)
     # The order of the GGUF file, so that the same file can come out.
     names = [name for name in preferred if name in checkpoint.tensors]
     names += [name for name in checkpoint.tensors if name not in preferred]
