@@ -5,9 +5,10 @@
 Each GGUF file becomes a safetensors folder and an ONNX folder (float32), and each of the three all
 three again. A row says what became of the tensors, by encodings, and compares greedy tokens with those
 of the original file on nybble's float32 path: nybble on what was written, and the format's own engine:
-llama.cpp for GGUF (in the environment of ``LLAMA_PYTHON``; its activations are int8), transformers for
-safetensors, onnxruntime-genai for ONNX; each where it is installed. Where they differ, the first such
-token is given, and how far nybble's two best logits are apart there.
+llama.cpp for GGUF (in the environment of ``LLAMA_PYTHON``; its activations are int8, so what is written is
+also compared with its answer for the original file), transformers for safetensors, onnxruntime-genai
+for ONNX; each where it is installed. Where tokens differ, the first such one is given, and how far
+nybble's two best logits are apart there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ OURS = """
 import json, sys
 import nybble
 model = nybble.load(sys.argv[1], precision="f32")
-ids = json.loads(sys.argv[2]) or model.tokenizer.encode("The capital of France is")
-count, start = int(sys.argv[3]), len(ids)
+given = json.loads(sys.argv[2])
+ids = model.tokenizer.encode(given) if isinstance(given, str) else given
+count = int(sys.argv[3])
 for _ in range(count):
     ids.append(int(model.logits(ids)[-1].argmax()))
 print(json.dumps(ids))
@@ -62,8 +64,9 @@ print(json.dumps([int(i) for i in generator.get_sequence(0)]))
 """
 
 
-def answer(python: str, code: str, path: Path, ids: Sequence[int], count: int) -> list[int]:
-    command = [python, "-c", code, str(path), json.dumps(list(ids)), str(count)]
+def answer(python: str, code: str, path: Path, prompt: Sequence[int] | str, count: int) -> list[int]:
+    given = prompt if isinstance(prompt, str) else list(prompt)
+    command = [python, "-c", code, str(path), json.dumps(given), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed")
@@ -122,9 +125,17 @@ def convert(source: Path, target: Path, to: str) -> Any:
         return nybble.convert(source, target, to=to, overwrite=True, encoding="f32")
 
 
-def matrix(model: Path, scratch: Path, count: int) -> None:
-    wanted = answer(sys.executable, OURS, model, [], count)
+def llama_cpp_of_original(model: Path, ids: Sequence[int], count: int) -> list[int] | None:
+    try:
+        return llama_cpp(model, ids, count)
+    except (KeyError, OSError, subprocess.CalledProcessError):
+        return None
+
+
+def matrix(model: Path, scratch: Path, count: int, prompt: str) -> None:
+    wanted = answer(sys.executable, OURS, model, prompt, count)
     ids = wanted[: len(wanted) - count]
+    original = llama_cpp_of_original(model, ids, count)
     sources = {"gguf": model}
     for to in ("safetensors", "onnx"):
         sources[to] = scratch / f"source-{NAMES[to]}"
@@ -140,7 +151,10 @@ def matrix(model: Path, scratch: Path, count: int) -> None:
             )
             peer, run = peers(to)
             try:
-                theirs = compared(run(output, ids, count), wanted, lambda at: logit_gap(model, wanted, at))
+                found = run(output, ids, count)
+                theirs = compared(found, wanted, lambda at: logit_gap(model, wanted, at))
+                if to == "gguf" and theirs != "equal" and found == original:
+                    theirs += "; as for the original file"
             except (RuntimeError, KeyError, OSError, subprocess.CalledProcessError) as error:
                 theirs = f"not run: {error}"
             print(
@@ -166,12 +180,13 @@ def main() -> None:
     parser.add_argument("scratch", type=Path, help="a folder for what is written; it is deleted again")
     parser.add_argument("models", type=Path, nargs="+", help="GGUF files")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompt", default="The capital of France is")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     print(f"| model | from → to | relation | tensors | nybble, {arguments.tokens} greedy tokens | peer |")
     print("|---|---|---|---|---|---|")
     for model in arguments.models:
-        matrix(model, arguments.scratch, arguments.tokens)
+        matrix(model, arguments.scratch, arguments.tokens, arguments.prompt)
 
 
 if __name__ == "__main__":
