@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nybble.errors import NybbleError, UnsupportedError
+from nybble.errors import FormatError, NybbleError, UnsupportedError
 from nybble.formats.onnx.recognise.arithmetic import MASKED
 from nybble.formats.onnx.recognise.probe import RUN_INSTEAD, Probe
 from nybble.formats.onnx.recognise.values import Array, Known, Term, Weight
@@ -31,13 +31,16 @@ def allowed_keys(probe: Probe, masks: MaskNames, causal: bool) -> Array:
             allowed = array > MASKED
             if (array[allowed] != 0).any():
                 raise UnsupportedError(f"the mask {name!r} adds numbers to the scores; {RUN_INSTEAD}")
-        shape = (1,) * (4 - allowed.ndim) + allowed.shape if allowed.ndim < 4 else allowed.shape
-        if len(shape) > 5 or any(dim != 1 for dim in shape[:-2]):
-            first = allowed.reshape(-1, *shape[-2:])
-            if (first != first[:1]).any():
-                raise UnsupportedError(f"the mask {name!r} differs between heads; {RUN_INSTEAD}")
-            allowed = first[0]
-        seen &= np.broadcast_to(allowed.reshape(allowed.shape[-2:]), seen.shape)
+        if not allowed.size:
+            raise FormatError(f"the mask {name!r} has shape {array.shape} for {seen.shape} scores")
+        heads = allowed.reshape(-1, *allowed.shape[-2:]) if allowed.ndim > 2 else allowed[None]
+        if (heads != heads[:1]).any():
+            raise UnsupportedError(f"the mask {name!r} differs between heads; {RUN_INSTEAD}")
+        try:
+            seen &= heads[0]
+        except ValueError:
+            shapes = f"{array.shape} for {seen.shape} scores"
+            raise FormatError(f"the mask {name!r} has shape {shapes}") from None
     return seen
 
 

@@ -167,6 +167,12 @@ def _divide(a: Array, b: Array) -> Array:
     return a / b
 
 
+def _modulo(a: Array, b: Array) -> Array:
+    if b.dtype.kind in "iu" and not b.all():
+        raise FormatError("Mod: an integer modulo zero")
+    return np.asarray(np.mod(a, b))
+
+
 def _power(a: Array, b: Array) -> Array:
     return np.asarray(a.astype(np.float64) ** b.astype(np.float64)).astype(a.dtype)
 
@@ -326,7 +332,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Less": _one(np.less), "LessOrEqual": _one(np.less_equal), "Log": _one(np.log), "MatMul": _matmul,
     "Max": _one(lambda *a: np.maximum.reduce(np.broadcast_arrays(*a))),
     "Min": _one(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a))),
-    "Mod": _one(lambda a, b: np.mod(a, np.where(b == 0, 1, b))), "Mul": _one(np.multiply),
+    "Mod": _one(_modulo), "Mul": _one(np.multiply),
     "Neg": _one(np.negative), "Not": _one(np.logical_not), "Or": _one(np.logical_or), "Pow": _one(_power),
     "Range": _range, "Reciprocal": _one(lambda a: 1 / a), "ReduceMax": _reduce(np.max),
     "ReduceMin": _reduce(np.min), "ReduceMean": _reduce(np.mean), "ReduceProd": _reduce(np.prod),

@@ -145,7 +145,12 @@ class Call:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute, or its default."""
-        return self.node.attributes.get(name, default)
+        value = self.node.attributes.get(name, default)
+        if default is not None and not isinstance(value, type(default)):
+            number = isinstance(value, int) and isinstance(default, float)
+            if not number:
+                raise self.unsupported(f"the attribute {name} is of another type")
+        return value
 
     def allow(self, *names: str) -> None:
         """Refuses attributes that the rule does not know."""
@@ -241,7 +246,7 @@ class Probe:
             if node.title in str(error):
                 raise
             raise type(error)(f"node {node.title}: {error}; {RUN_INSTEAD}") from error
-        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise FormatError(f"{self.table.where}: node {node.title}: {error!r}") from error
         for name, value in zip(node.outputs, outputs, strict=False):
             if name and value is not None:

@@ -55,10 +55,15 @@ def rows_of(cos: Array, sin: Array, first: int, positions: Iterable[int]) -> Row
     chosen = np.asarray(cos[index], np.float64), np.asarray(sin[index], np.float64)
     if not (np.isfinite(chosen[0]).all() and np.isfinite(chosen[1]).all()):
         raise UnsupportedError("the rotary tables hold numbers that are not finite")
+    with np.errstate(over="ignore"):
+        return Rows(np.asarray(found, np.float64), *chosen, _precision(chosen))
+
+
+def _precision(chosen: tuple[Floats, ...]) -> float:
+    """Rounding error of numbers, by the narrowest type that holds them all."""
     halves = all(np.array_equal(part, part.astype(np.float16).astype(np.float64)) for part in chosen)
     brains = all(np.array_equal(part, _bf16(part)) for part in chosen)
-    precision = 2.0**-9 if brains else 2.0**-11 if halves else 2.0**-22
-    return Rows(np.asarray(found, np.float64), *chosen, precision)
+    return 2.0**-9 if brains else 2.0**-11 if halves else 2.0**-22
 
 
 def _bf16(values: Floats) -> Floats:
