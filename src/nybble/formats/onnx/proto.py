@@ -78,9 +78,23 @@ def parse_model(data: bytes, where: str = "<memory>") -> onnx.ModelProto:
             raise FormatError(f"{where}: graphs are nested more than {MAX_DEPTH} deep")
         if nodes > MAX_NODES:
             raise FormatError(f"{where}: more than {MAX_NODES} nodes")
+        if not all(isinstance(text, str) for text in _texts(graph)):
+            raise FormatError(f"{where}: a name is no UTF-8")  # protobuf gives such as bytes
         if graph.sparse_initializer:
             raise UnsupportedError(f"{where}: sparse initializers are not supported")
     return model
+
+
+def _texts(graph: onnx.GraphProto) -> Iterator[object]:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        yield value.name
+    for tensor in graph.initializer:
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, int]]:
