@@ -10,7 +10,7 @@ from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.forms import FormName
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.relation import INTEGERS
-from nybble.convert.rules import OUTPUT, affine_candidates, affine_nearest, is_block, is_matrix
+from nybble.convert.rules import EMBEDDING, OUTPUT, affine_candidates, affine_nearest, is_block, is_matrix
 from nybble.errors import ConversionError
 from nybble.graph.onnx.target import Method, Target
 from nybble.graph.onnx.weights import block_size, written_encoding
@@ -28,6 +28,8 @@ class OnnxRules:
     method: str | None = None
     prescribes: bool = True
     form: FormName = "onnx"
+    tied: bool = False
+    """Whether the embedding is the output matrix too, and becomes what that becomes."""
 
     @property
     def name(self) -> str:
@@ -39,11 +41,15 @@ class OnnxRules:
             return None
         if is_block(tensor.encoding) and affine_format(tensor.encoding.name) is None:
             return None
-        if not is_matrix(tensor) or tensor.name == "model.embed_tokens.weight":
+        gathered = tensor.name == EMBEDDING and not self.tied
+        if gathered and self.target.provider == "cpu" and tensor.encoding.name in ("f16", "bf16"):
+            return tensor.encoding.name  # half the bytes of what activations are
+        if not is_matrix(tensor) or gathered:
             return self.target.element_type if not is_block(tensor.encoding) else None
         method: Method | None = "rtn" if self.method else None
+        outer = tensor.name in (EMBEDDING, OUTPUT)
         try:
-            return written_encoding(tensor, self.target, method, output=tensor.name == OUTPUT).name
+            return written_encoding(tensor, self.target, method, output=outer).name
         except ValueError as error:
             raise ConversionError(f"{error}; nothing was written") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from nybble.checkpoint.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ from nybble.checkpoint.encodings import Encoding, encoding
 from nybble.checkpoint.forms import Change
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.choice import Choice
+from nybble.convert.onnx_rules import OnnxRules
 from nybble.convert.relation import INTEGERS, Relation, relation, relation_of
 from nybble.convert.rules import Rules, bits_of, is_block, is_matrix, known_encodings
 from nybble.errors import ConversionError, NybbleError
@@ -68,6 +69,8 @@ def make_plan(
         UnsupportedError: an encoding that does not exist.
     """
     _check_patterns(checkpoint.tensors, choice)
+    if isinstance(rules, OnnxRules):
+        rules = replace(rules, tied=checkpoint.config.tie_word_embeddings)
     same = _same_for_all(checkpoint.tensors.values(), rules, choice)
     plans, problems = [], []
     for tensor in checkpoint.tensors.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -118,9 +118,8 @@ def _onnx(to: str, method: str | None) -> Destination:
     def write(checkpoint: Checkpoint, path: Path, progress: Progress) -> list[Path]:
         from nybble.formats.onnx.write import write_onnx_folder
 
-        write_onnx_folder(
-            checkpoint, path, target=target, method="rtn" if method else None, progress=progress
-        )
+        # The plan has decided about every tensor; the writer rounds nothing that it left float.
+        write_onnx_folder(checkpoint, path, target=replace(target, weights="float"), progress=progress)
         return [file for file in path.rglob("*") if file.is_file()]
 
     return Destination("onnx", OnnxRules(target, method, prescribes=to != "onnx"), True, write)

@@ -11,10 +11,14 @@ import pytest
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.tensor import Tensor
+from nybble.convert.choice import Choice
+from nybble.convert.onnx_rules import OnnxRules
+from nybble.convert.plan import make_plan
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.read import read_onnx_checkpoint
 from nybble.formats.onnx.targets import TARGETS
 from nybble.formats.onnx.write import write_onnx_folder
+from nybble.graph.onnx import written_encodings
 from support.onnx_runs import as_written, onnx_families, quantized
 from support.random_checkpoints import random_checkpoint
 
@@ -80,3 +84,15 @@ def test_an_embedding_that_only_looks_like_ours(defect: str, tmp_path: Path) -> 
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedError):
         read_onnx_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["onnx-cpu-int4", "onnx-cuda-int4", "onnx-portable-int4", "onnx-cpu-fp32"])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_the_plan_of_a_conversion_says_what_is_written(family: str, target: str, tmp_path: Path) -> None:
+    """A tied embedding is rounded with the output matrix, and the plan knows; a half-precision one stays."""
+    checkpoint = random_checkpoint(FAMILIES[family], embeddings="bf16")
+    plans = make_plan(checkpoint, OnnxRules(TARGETS[target]), Choice())
+    found = {name: row.name for name, row in written_encodings(checkpoint, TARGETS[target]).items()}
+    assert found == {plan.tensor.name: plan.target.name for plan in plans if plan.tensor.name in found}
+    write_onnx_folder(checkpoint, tmp_path, target=target)
+    assert read_onnx_checkpoint(tmp_path).tensors.keys() == checkpoint.tensors.keys()
