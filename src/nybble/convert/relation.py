@@ -34,6 +34,7 @@ from nybble.convert.errors import ValueErrors
 from nybble.convert.threads import in_order
 from nybble.convert.transcode import ggml_affine
 from nybble.errors import ConversionError
+from nybble.formats.mapping import release_pages
 
 Kind = Literal["exact", "lossy", "refused"]
 
@@ -172,6 +173,13 @@ def recoded(
 
 def _first_lost(tensor: Tensor, target: Encoding) -> str | None:
     """None where every value survives, else why one does not; ends at the first such rows."""
+    try:
+        return _lost(tensor, target)
+    finally:
+        release_pages()  # of what was read only to look at it
+
+
+def _lost(tensor: Tensor, target: Encoding) -> str | None:
     moved = ggml_affine.relation(tensor.encoding.name, target.name) is not None
     for part in _pieces(tensor):
         if moved:
