@@ -60,6 +60,8 @@ class Group:
     parameters: int
     max_error: float
     """The largest of them all."""
+    rms_error: float
+    """The largest of them all."""
     relative_error: float
     """The largest of them all."""
 
@@ -134,8 +136,19 @@ class Report:
         """Lines of a table under ``HEADER``, one a tensor."""
         return (_row(_group([tensor], tensor.name)) for tensor in self.tensors)
 
-    HEADER = ("TENSORS", "COUNT", "FROM", "TO", "RELATION", "BITS/WEIGHT", "MAX ERROR", "REL. ERROR", "HOW")
-    RIGHT = ("COUNT", "BITS/WEIGHT", "MAX ERROR", "REL. ERROR")
+    HEADER = (
+        "TENSORS",
+        "COUNT",
+        "FROM",
+        "TO",
+        "RELATION",
+        "BITS/WEIGHT",
+        "MAX ERROR",
+        "RMS ERROR",
+        "REL. ERROR",
+        "HOW",
+    )
+    RIGHT = ("COUNT", "BITS/WEIGHT", "MAX ERROR", "RMS ERROR", "REL. ERROR")
 
 
 def _row(group: Group) -> tuple[str, ...]:
@@ -148,6 +161,7 @@ def _row(group: Group) -> tuple[str, ...]:
         group.relation,
         f"{8 * group.nbytes / group.parameters:.4g}" if group.parameters else "-",
         f"{group.max_error:.3g}" if lossy else "-",
+        f"{group.rms_error:.3g}" if lossy else "-",
         f"{group.relative_error:.3g}" if lossy else "-",
         group.how,
     )
@@ -165,6 +179,7 @@ def _group(members: Sequence[TensorReport], name: str | None = None) -> Group:
         nbytes=sum(tensor.nbytes for tensor in members),
         parameters=sum(tensor.parameters for tensor in members),
         max_error=max(tensor.max_error for tensor in members),
+        rms_error=max(tensor.rms_error for tensor in members),
         relative_error=max(tensor.relative_error for tensor in members),
     )
 
