@@ -10,18 +10,16 @@ Symmetric codes are signed integers; the others have zero points of their own ty
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nybble.checkpoint.encodings import encoding
-from nybble.checkpoint.encodings.affine import AffineFormat, AffineParts, affine_format, scale_values, split
+from nybble.checkpoint.encodings.affine import AffineFormat, scale_values
 from nybble.checkpoint.tensor import Bytes, Tensor
 from nybble.graph.onnx.lowering import ONNX_TYPES, Lowering, node_path
 from nybble.graph.onnx.nodes import NUMPY_TYPES, ElementType, Initializer
-from nybble.graph.onnx.weights import Rows, pack_neighbours
+from nybble.graph.onnx.weights import Rows, affine_parts, pack_neighbours
 
 
 def blocked_product(lowering: Lowering, own: str, rows: Rows, form: AffineFormat, source: str) -> str:
@@ -137,19 +135,6 @@ def _columns_at(lowering: Lowering, data: str, shape: tuple[int, int], name: str
     return node("Sub", [x, lowering.constant(8, float_type)], "Sub", float_type)
 
 
-def _parts(rows: Rows, written: AffineFormat) -> Iterator[tuple[int, AffineParts, AffineFormat]]:
-    """First row and parts of one run of rows after another, floats rounded to nearest."""
-    for row, kind, data in rows.chunks():
-        form = affine_format(kind.name)
-        if form is None:
-            quantize = encoding(written.name).quantize
-            assert quantize is not None
-            form, integers = written, quantize(kind.dequantize(data))
-        else:
-            integers = data
-        yield row, split(integers, rows.shape[1], form), form
-
-
 def _arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -> list[npt.NDArray[Any]]:
     """Codes, scales and zero points with the blocks along the first axis."""
     count, columns = rows.shape
@@ -157,7 +142,7 @@ def _arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -> lis
     codes = np.empty((columns, count), np.uint8)
     scales = np.empty((blocks, count), NUMPY_TYPES[element_type])
     zeros = np.empty((blocks, count), np.uint8) if written.has_zero_point else None
-    for row, parts, form in _parts(rows, written):
+    for row, parts, form in affine_parts(rows, written):
         place = slice(row, row + len(parts.codes))
         repeat = form.group_size // written.group_size
         # Without zero points the codes become signed.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.checkpoint.encodings import Encoding, encoding
-from nybble.checkpoint.encodings.affine import AffineFormat, affine_format, scale_values, split
+from nybble.checkpoint.encodings.affine import AffineFormat, AffineParts, affine_format, scale_values, split
 from nybble.checkpoint.tensor import Bytes, Tensor
 from nybble.graph.onnx.nodes import NUMPY_TYPES, ElementType
 from nybble.graph.onnx.target import Method, Target
@@ -99,9 +99,7 @@ def nbits_arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -
     codes = np.empty((count, blocks, written.code_bytes), np.uint8)
     scales = np.empty((count, blocks), NUMPY_TYPES[element_type])
     zeros = np.zeros((count, -(-blocks * written.bits // 8)), np.uint8) if written.has_zero_point else None
-    for row, kind, data in rows.chunks():
-        form, integers = _affine(kind, data, written)
-        parts = split(integers, columns, form)
+    for row, parts, form in affine_parts(rows, written):
         n = len(parts.codes)
         repeat = form.group_size // written.group_size
         codes[row : row + n] = pack_neighbours(
@@ -150,14 +148,14 @@ def vector_array(parts: Sequence[tuple[Tensor, int, int]], element_type: Element
     return np.concatenate([float_array(tensor, element_type)[begin:end] for tensor, begin, end in parts])
 
 
-def _affine(kind: Encoding, data: Bytes, written: AffineFormat) -> tuple[AffineFormat, Bytes]:
-    """The data as group-wise integers: as it is, or rounded to nearest."""
-    form = affine_format(kind.name)
-    if form is not None:
-        return form, data
+def affine_parts(rows: Rows, written: AffineFormat) -> Iterator[tuple[int, AffineParts, AffineFormat]]:
+    """First row, parts and form of one run of rows after another: as they are, floats rounded to nearest."""
     quantize = encoding(written.name).quantize
     assert quantize is not None
-    return written, quantize(kind.dequantize(data))
+    for row, kind, data in rows.chunks():
+        form = affine_format(kind.name)
+        integers = quantize(kind.dequantize(data)) if form is None else data
+        yield row, split(integers, rows.shape[1], form or written), form or written
 
 
 def _fitting(values: npt.NDArray[np.float32], element_type: ElementType, name: str) -> npt.NDArray[Any]:
