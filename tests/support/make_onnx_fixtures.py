@@ -18,7 +18,7 @@ import torch
 import transformers
 
 OUTPUT = Path(__file__).parents[1] / "data" / "onnxruntime"
-VOCABULARY = 96
+VOCABULARY = 98  # no width of a layer: the builder takes such a one for the output matrix
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 1,
@@ -39,7 +39,9 @@ FIXTURES = {
     "llama-int4-cpu": ("llama", {}, "int4", "cpu", ["int4_block_size=32"]),
     "phi3-longrope-int4-cpu": ("phi3", LONGROPE, "int4", "cpu", ["int4_block_size=32"]),
     "phi3-longrope-int4-dml": ("phi3", LONGROPE, "int4", "dml", ["int4_block_size=32"]),
+    "phi3-longrope-fp32-cpu": ("phi3", LONGROPE, "fp32", "cpu", []),
 }
+STORED = ("llama-int4-cpu", "phi3-longrope-int4-cpu", "phi3-longrope-int4-dml")
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -56,19 +58,26 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return made
 
 
+def build(name: str, output: Path) -> transformers.PreTrainedModel:
+    """Write the folder of one fixture; returns the model in it, float32."""
+    family, switches, precision, provider, extra = FIXTURES[name]
+    torch.manual_seed(7)
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **switches})
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder]
+        command += ["-o", str(output), "-p", precision, "-e", provider, "-c", folder + "/cache"]
+        command += ["--extra_options", *extra] if extra else []
+        subprocess.run(command, check=True, capture_output=True)
+    return model
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or FIXTURES:
-        family, switches, precision, provider, extra = FIXTURES[name]
-        torch.manual_seed(7)
-        config = transformers.AutoConfig.for_model(family, **{**SIZES, **switches})
-        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            tokenizer().save_pretrained(folder)
-            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder]
-            command += ["-o", str(OUTPUT / name), "-p", precision, "-e", provider, "-c", folder + "/cache"]
-            subprocess.run(command + (["--extra_options", *extra] if extra else []), check=True)
+    for name in sys.argv[1:] or STORED:
+        build(name, OUTPUT / name)
 
 
 if __name__ == "__main__":

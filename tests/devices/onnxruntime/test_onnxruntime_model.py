@@ -39,7 +39,7 @@ def test_generate_and_logits(model):
     assert text == model.generate("Hello", max_tokens=8, temperature=0)
     ids = model.tokenizer.encode("Hello", add_special=True)
     logits = model.logits(ids)
-    assert logits.shape == (len(ids), 96)
+    assert logits.shape == (len(ids), 98)
     reply = model.complete("Hello", max_tokens=1, temperature=0, logprobs=1)
     assert reply.choices[0].token_ids[0] == int(np.argmax(logits[-1]))
     assert "".join(model.stream("Hello", max_tokens=8, temperature=0)) == text

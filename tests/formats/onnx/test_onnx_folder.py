@@ -35,7 +35,7 @@ def test_a_builders_folder(folder):
     checkpoint = open_onnx_folder(folder)
     assert (checkpoint.format, checkpoint.name, checkpoint.source) == ("onnx", "model", folder)
     config = checkpoint.config
-    assert (config.architecture, config.vocab_size, config.hidden_size) == ("llama", 96, 32)
+    assert (config.architecture, config.vocab_size, config.hidden_size) == ("llama", 98, 32)
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (2, 2, 1)
     assert (config.head_dim, config.max_position_embeddings) == (16, 64)
     assert not checkpoint.tensors
@@ -50,7 +50,7 @@ def test_a_builders_folder(folder):
 
 def test_a_config_beside_it_is_better(folder):
     values = {
-        "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
+        "model_type": "llama", "vocab_size": 98, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 5000.0,
         "max_position_embeddings": 64,
     }  # fmt: skip

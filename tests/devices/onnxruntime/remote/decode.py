@@ -44,6 +44,8 @@ def decode(session, prompt: list[int], count: int, follow: list[int] | None) -> 
         started = time.perf_counter()
         logits = session.forward([BatchItem(sequence, tokens[-1:], "last")])[-1]
         seconds.append(time.perf_counter() - started)
+        if step % 8 == 0:
+            print(f"step {step} of {count}: {seconds[-1]:.2f} s", flush=True)
     # Cut back and run again: the same logits must come out.
     sequence.truncate(len(prompt) + count - 4)
     again = session.forward([BatchItem(sequence, tokens[-4:], "last")])[-1]
@@ -78,6 +80,7 @@ def main() -> None:
             session_options={"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "run")},
         )
         loaded = time.perf_counter() - started
+        print(f"loaded in {loaded:.1f} s: {session.reason}", flush=True)
         found = decode(session, arguments.prompt, arguments.tokens, follow)
         profile = Path(session.decoder.end_profiling())
         events = json.loads(profile.read_text())
