@@ -12,6 +12,7 @@ from nybble.cli.main import UsageError
 from nybble.cli.options import add_load_arguments, add_model_argument, positive
 
 if TYPE_CHECKING:
+    from nybble.checkpoint.checkpoint import Checkpoint
     from nybble.evaluate.benchmark import Measurement
 
 EPILOG = """\
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             console.note(f"{result.phase} of {result.tokens} at depth {result.depth}: done")
     facts = {
         "model": arguments.model,
-        "size_bytes": model.checkpoint.nbytes if model.checkpoint is not None else None,
+        "size_bytes": _weight_bytes(model.checkpoint),
         "processor": processor(),
         "device": device,
         "isa": instruction_set() if device == "cpu" else None,
@@ -97,6 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         console.write(_text(facts, results))
     return 0
+
+
+def _weight_bytes(checkpoint: Checkpoint | None) -> int | None:
+    """Bytes of the weights, wherever they are: a model that ONNX Runtime holds has no tensors here."""
+    if checkpoint is None:
+        return None
+    elsewhere = checkpoint.metadata.get("onnx.weight_bytes")
+    return checkpoint.nbytes or (elsewhere if isinstance(elsewhere, int) else 0)
 
 
 def _text(facts: dict[str, Any], results: list[Measurement]) -> str:
