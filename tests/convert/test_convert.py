@@ -225,6 +225,15 @@ def test_an_awq_target_takes_no_rounding_unasked(tmp_path: Path) -> None:
         assert {t.target[:4] for t in report.tensors if t.name.endswith("_proj.weight")} == {"int4"}
 
 
+def test_what_a_format_cannot_say_is_an_error_that_names_it(tmp_path: Path) -> None:
+    source = model_file(
+        tmp_path / "model.gguf", replace(FAMILIES["llama-scales"], hidden_act="silu"), weights="f16"
+    )
+    with pytest.raises(ConversionError, match=r"safetensors cannot hold this model: .*logit_scale"):
+        convert(source, tmp_path / "folder", to="safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
 # -- outputs -------------------------------------------------------------------------------------------
 
 

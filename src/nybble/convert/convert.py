@@ -40,7 +40,7 @@ from nybble.convert.report import Report, TensorReport
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
-from nybble.errors import UnsupportedError
+from nybble.errors import ConversionError, UnsupportedError
 from nybble.formats.adapter import is_adapter
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError, require_space, staged_file, staged_folder
@@ -144,11 +144,11 @@ def convert(
         plans = make_plan(ordered, place.rules, choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, place, stage.path)
-        files = place.write(
-            replace(ordered, tensors=worker.tensors()),
-            stage.path,
-            _meter(progress, output.name, planned_size(plans)),
-        )
+        converted = replace(ordered, tensors=worker.tensors())
+        try:
+            files = place.write(converted, stage.path, _meter(progress, output.name, planned_size(plans)))
+        except ValueError as error:  # a writer that cannot say something in its format
+            raise ConversionError(f"{to} cannot hold this model: {error}") from error
         files = [*files, *worker.finish()]
         outputs = _hash_outputs(files, stage, output, progress)
         manifest = Manifest(
