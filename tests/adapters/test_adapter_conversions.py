@@ -131,6 +131,8 @@ def test_tied_matrices_part(changed: str, tmp_path: Path) -> None:
     row = random_adapter(replace(WIDE, tie_word_embeddings=False), only=(changed,))
     folder = peft_folder(tmp_path / "a", row)
     expected = merged_logits(source, folder)
+    assert "llama.cpp" in convert(folder, tmp_path / "a.gguf", to="gguf", base=source).notes[0]
+    assert np.array_equal(merged_logits(source, tmp_path / "a.gguf"), expected)
     for to, name in (("gguf", "x.gguf"), ("safetensors", "x")):
         convert(source, tmp_path / name, to=to, adapters=[folder])
         assert largest_difference(logits(tmp_path / name), expected) < 1e-4

@@ -1,6 +1,6 @@
 """Runs in an interpreter that has llama_cpp: logits and greedy tokens of a GGUF file.
 
-Usage: python llama_cpp_logits.py MODEL CONTEXT COUNT ID,ID,...; prints one JSON object.
+Usage: python llama_cpp_logits.py MODEL CONTEXT COUNT ID,ID,... [ADAPTER WEIGHT]; prints one JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def main() -> None:
         flash_attn=False,
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
+        lora_path=sys.argv[5] if len(sys.argv) > 5 else None,
+        lora_scale=float(sys.argv[6]) if len(sys.argv) > 6 else 1.0,
         verbose=False,
     )
     model.eval(ids)

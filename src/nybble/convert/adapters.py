@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nybble.checkpoint.adapter import Adapter, fitted, interleaved_in_gguf
+from nybble.checkpoint.adapter import EMBEDDING, OUTPUT, Adapter, fitted, interleaved_in_gguf
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import encoding as encoding_of
@@ -174,8 +174,17 @@ def convert_adapter(
         to=to,
         tensors=reports,
         files=(*written, manifest_path(output)),
+        notes=_notes(formed, to, config),
         seconds=perf_counter() - started,
     )
+
+
+def _notes(adapter: Adapter, to: str, config: ModelConfig | None) -> tuple[str, ...]:
+    if to != "gguf" or config is None or not config.tie_word_embeddings:
+        return ()
+    if not {EMBEDDING, OUTPUT} & adapter.pairs.keys():
+        return ()
+    return ("llama.cpp crashes with adapters of the embedding or the output matrix where the two are one",)
 
 
 def _base_config(adapter: Adapter, base: str | os.PathLike[str], offline: bool | None) -> ModelConfig:
