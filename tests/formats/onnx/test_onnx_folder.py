@@ -10,7 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from nybble.errors import FormatError, NotFoundError, UnsupportedError
+from nybble.devices.onnxruntime import runtime
+from nybble.devices.onnxruntime.providers import PROVIDERS
+from nybble.errors import FormatError, NotFoundError, NybbleError, UnsupportedError
 from nybble.formats.onnx.folder import describe_decoder, is_onnx, open_onnx_folder
 from support.onnx_decoders import LAYERS, make_decoder, save_decoder
 
@@ -180,3 +182,41 @@ def test_fixed_lengths(tmp_path):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedError, match="fixed length of 16"):
         open_onnx_folder(tmp_path / "model.onnx")
+
+
+def paths(value, path=()):
+    """Every place in a JSON value."""
+    if path:
+        yield path
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    ):
+        yield from paths(item, (*path, key))
+
+
+STRANGE = (None, -1, 0, 10**12, 1.5, True, "", "x", "%d", "%s%d", [], [None], {}, {"x": None}, [{"cpu": 3}])
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=repr)
+def test_any_value_anywhere_in_genai_config(folder, strange):
+    """A hostile config is refused with an error of nybble's, or does no harm."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    original = json.loads((folder / "genai_config.json").read_text())
+
+    for path in paths(original):
+        config = json.loads(json.dumps(original))
+        place = config
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = strange
+        (folder / "genai_config.json").write_text(json.dumps(config))
+        try:
+            open_onnx_folder(folder)
+            decoder = describe_decoder(folder)
+            section = runtime.session_section(decoder.genai, "f")
+            runtime.wanted_provider(section)
+            for provider in PROVIDERS.values():
+                runtime.provider_options_of(section, provider, {}, "f")
+                runtime.session_options(onnxruntime, section, {}, provider, threads=1, where="f")
+        except NybbleError as error:
+            assert len(str(error)) < 2000

@@ -36,9 +36,11 @@ def session_section(genai: Mapping[str, Any], where: str) -> Mapping[str, object
         FormatError: they are no mapping.
     """
     decoder = Fields(genai, where).fields("model").fields("decoder")
-    options = genai.get("model", {}).get("decoder", {}).get("session_options") if genai else None
-    decoder.fields("session_options")  # raises where it is no mapping
-    return options or {}
+    decoder.fields("session_options")  # raises where one of them is no mapping
+    found: object = genai
+    for key in ("model", "decoder", "session_options"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def wanted_provider(section: Mapping[str, object]) -> str | None:
