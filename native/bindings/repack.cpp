@@ -1,12 +1,17 @@
-// Packing of affine encodings, one pass over memory.
+// Packing of affine encodings, one pass over memory, and rounding to them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "core/affine_repack.h"
+#include "core/cpu_features.h"
+#include "kernels/quantize.h"
 
 namespace nb = nanobind;
 using namespace nybble;
@@ -35,6 +40,38 @@ void join(Bytes packed, Bytes scales, std::optional<Bytes> zero_points, int64_t 
     join_nibbles(packed.data(), scales.data(), scale_bytes, points, groups, group_size, out.data());
 }
 
+// False if a scale does not fit its type.
+bool quantize(nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, int bits,
+              int64_t group_size, const std::string& scale, bool has_zero_point, OutBytes out,
+              const std::string& isa_name) {
+    AffineFormat format{bits, group_size, ScaleType::f32, has_zero_point};
+    if (scale == "f16") {
+        format.scale = ScaleType::f16;
+    } else if (scale == "bf16") {
+        format.scale = ScaleType::bf16;
+    } else if (scale != "f32") {
+        throw std::invalid_argument("scales are f32, f16 or bf16");
+    }
+    if ((bits != 2 && bits != 3 && bits != 4 && bits != 8) || group_size <= 0 ||
+        group_size > (int64_t{1} << 20) || group_size * bits % 8 != 0) {
+        throw std::invalid_argument("2, 3, 4 or 8 bits, and whole bytes a group");
+    }
+    const Isa isa = isa_name.empty() ? selected_isa() : isa_from_name(isa_name);
+    if (isa == Isa::count || !cpu_features().available[static_cast<int>(isa)]) {
+        throw std::invalid_argument("this machine has no instruction-set level " + isa_name);
+    }
+    const int64_t groups = static_cast<int64_t>(values.size()) / group_size;
+    const int64_t block =
+        (format.scale == ScaleType::f32 ? 4 : 2) + (has_zero_point ? 1 : 0) + group_size * bits / 8;
+    if (static_cast<int64_t>(values.size()) != groups * group_size ||
+        static_cast<int64_t>(out.size()) != groups * block) {
+        throw std::invalid_argument("the arrays do not fit each other");
+    }
+    std::vector<float> scratch(static_cast<size_t>(2 * group_size));
+    nb::gil_scoped_release release;
+    return quantize_groups_of(isa)(values.data(), groups, format, scratch.data(), out.data());
+}
+
 }  // namespace
 
 void register_repack(nb::module_& m) {
@@ -42,4 +79,7 @@ void register_repack(nb::module_& m) {
           nb::arg("groups"), nb::arg("group_size"), nb::arg("out"),
           "Blocks of a 4-bit affine encoding from ONNX's arrays, flat uint8 all of them; see "
           "nybble.checkpoint.encodings.affine.join_nibbles.");
+    m.def("quantize_affine", &quantize, nb::arg("values"), nb::arg("bits"), nb::arg("group_size"),
+          nb::arg("scale"), nb::arg("has_zero_point"), nb::arg("out"), nb::arg("isa") = "",
+          "Encoded groups of float32 values; False if a scale does not fit. Values must be finite.");
 }

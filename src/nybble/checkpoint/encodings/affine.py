@@ -15,10 +15,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nybble.checkpoint.encodings.base import Bytes, Encoding, Floats
 from nybble.checkpoint.encodings.blocks import as_bytes, fields
@@ -275,10 +273,13 @@ def _dequantizer(form: AffineFormat) -> Callable[[Bytes], Floats]:
 
 
 def _quantizer(form: AffineFormat) -> Callable[[Floats], Bytes]:
-    """Round to nearest with the group's own range, as ``MatMulNBits``' quantizer in ONNX Runtime."""
+    """Round to nearest, with the step of each group searched for: ``quantize_groups`` says how."""
+    size = form.header_bytes + form.code_bytes
 
     def quantize(values: Floats) -> Bytes:
-        flat = np.asarray(values, np.float32).reshape(-1)
+        from nybble import _core
+
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if flat.size % form.group_size:
             raise ValueError(
                 f"{form.name}: {flat.size} elements are not a multiple of the block size {form.group_size}"
@@ -288,42 +289,13 @@ def _quantizer(form: AffineFormat) -> Callable[[Floats], Bytes]:
             raise ValueError(
                 f"{form.name}: element {bad} is {flat[bad]}; only finite values can be quantized"
             )
-        rows = flat.reshape(-1, form.group_size)
-        out = [quantize_groups(rows[i : i + _CHUNK], form) for i in range(0, len(rows), _CHUNK)]
-        return np.concatenate(out) if out else np.empty(0, np.uint8)
+        out = np.empty(flat.size // form.group_size * size, np.uint8)
+        fits = _core.quantize_affine(flat, form.bits, form.group_size, form.scale, form.has_zero_point, out)
+        if not fits:
+            raise ValueError(f"{form.name}: a scale does not fit in {form.scale}")
+        return out
 
     return quantize
-
-
-def quantize_groups(groups: Floats, form: AffineFormat) -> Bytes:
-    """Encoded groups of the values (n, group_size): flat uint8.
-
-    Symmetric: the value of largest magnitude gets code 0, so its side uses one step more. With zero
-    point: codes span the range from the smallest to the largest value, 0 included.
-    """
-    highest = 2**form.bits - 1
-    if form.has_zero_point:
-        low = np.minimum(groups.min(axis=1), np.float32(0))
-        scale = (np.maximum(groups.max(axis=1), np.float32(0)) - low) / np.float32(highest)
-    else:
-        place = np.abs(groups).argmax(axis=1)
-        scale = np.take_along_axis(groups, place[:, None], axis=1)[:, 0] / np.float32(-form.middle)
-    bits = _PLAIN[form.scale].quantize
-    assert bits is not None
-    stored = bits(scale).reshape(len(groups), form.scale_bytes)
-    scale = scale_values(stored, form)
-    if not np.isfinite(scale).all():
-        raise ValueError(f"{form.name}: a scale does not fit in {form.scale}")
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)[:, None]
-    zero: npt.NDArray[Any]
-    if form.has_zero_point:
-        zero = np.clip(np.rint(-low * inverse[:, 0]), 0, highest)[:, None]
-    else:
-        zero = np.full((len(groups), 1), form.middle, np.float32)
-    codes = np.clip(np.rint(groups * inverse) + zero, 0, highest).astype(np.uint8)
-    points = zero.astype(np.uint8) if form.has_zero_point else None
-    return join(AffineParts(codes, stored[:, None, :], points), form)
 
 
 def _layout(form: AffineFormat) -> str:
