@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nybble.errors import DeviceError
@@ -16,18 +17,27 @@ from nybble.errors import DeviceError
 if TYPE_CHECKING:
     from nybble.checkpoint.adapter import Adapter
     from nybble.checkpoint.checkpoint import Checkpoint
+    from nybble.hub import ProgressCallback
 
     Source: TypeAlias = str | os.PathLike[str] | Adapter
     Given: TypeAlias = Source | tuple[Source, float] | float
 
 MAX_WEIGHT = 1e4
+_REMOTE = ("hf:", "pypi:", "http://", "https://")
 
 
-def read_adapters(given: Mapping[str, Given] | Sequence[Given]) -> list[tuple[Adapter, float]]:
+def read_adapters(
+    given: Mapping[str, Given] | Sequence[Given],
+    *,
+    progress: ProgressCallback | None = None,
+    offline: bool | None = None,
+) -> list[tuple[Adapter, float]]:
     """The adapters and their weights; a weight that is not given is 1.
 
+    A path may be ``hf:owner/repo`` or another name of ``nybble.hub``; ``progress`` and ``offline`` as there.
+
     Raises:
-        NotFoundError, FormatError, UnsupportedError: one of them cannot be read.
+        NotFoundError, DownloadError, FormatError, UnsupportedError: one of them cannot be read.
         ValueError: two have the same name, or a weight is no number from -10000 to 10000.
     """
     from nybble.checkpoint.adapter import Adapter
@@ -45,7 +55,10 @@ def read_adapters(given: Mapping[str, Given] | Sequence[Given]) -> list[tuple[Ad
         source, weight = item if isinstance(item, tuple) else (item, 1.0)
         if not isinstance(source, (str, os.PathLike, Adapter)):
             raise ValueError(f"an adapter is a path or (path, weight), not {item!r}")
-        adapter = _read(source, name)
+        if isinstance(source, Adapter):
+            adapter = source if name is None else replace(source, name=name)
+        else:
+            adapter = _read(os.fspath(source), name, progress, offline)
         if any(adapter.name == other.name for other, _ in found):
             raise ValueError(
                 f"two adapters are named {adapter.name!r}; give names: adapters={{'one': ..., 'other': ...}}"
@@ -89,12 +102,14 @@ def with_read_adapters(
     return with_adapters(checkpoint, [adapter for adapter, _ in adapters])
 
 
-def _read(source: Source, name: str | None) -> Adapter:
-    from dataclasses import replace
-
-    from nybble.checkpoint.adapter import Adapter
+def _read(source: str, name: str | None, progress: ProgressCallback | None, offline: bool | None) -> Adapter:
     from nybble.formats.adapter import read_adapter
 
-    if isinstance(source, Adapter):
-        return source if name is None else replace(source, name=name)
-    return read_adapter(os.fspath(source), name)
+    if not source.startswith(_REMOTE) or os.path.exists(source):
+        return read_adapter(source, name)
+    from nybble.hub import resolve
+
+    path = resolve(source, progress=progress, offline=offline)
+    # The folder in the cache has another name than the repository.
+    last = source.partition("@")[0].rstrip("/").rpartition("/")[2]
+    return read_adapter(path, name or last.removesuffix(".gguf"))

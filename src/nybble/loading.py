@@ -50,8 +50,9 @@ def load(
             path); None: the device's default (cpu: ``fast``).
         chat_template: Jinja2 source, or the name of one of nybble's own (``chatml``, ``llama3``, ...);
             None: the file's.
-        adapters: LoRA adapters (PEFT folders or GGUF files) that are applied while the model runs: a list
-            of paths, or paths by name; ``(path, weight)`` in place of a path gives a weight other than 1.
+        adapters: LoRA adapters (PEFT folders, GGUF files or ``hf:owner/repo``) that are applied while the
+            model runs: a list of paths, or paths by name; ``(path, weight)`` in place of a path gives a
+            weight other than 1.
             Each request may have others: see ``GenerationOptions.adapters``.
         cached_conversations: conversations whose computed tokens are kept for the next turn.
         progress: called while a model is downloaded; see ``nybble.hub.resolve``.
@@ -69,6 +70,10 @@ def load(
     from nybble.hub import resolve
 
     path = resolve(os.fspath(name_or_path), progress=progress, offline=offline)
+    if adapters:
+        from nybble.adapters import read_adapters
+
+        adapters = read_adapters(adapters, progress=progress, offline=offline)
     started = perf_counter()
     checkpoint = _read_for(device, path)
     return _model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -87,6 +88,27 @@ def test_a_safetensors_file_by_name(hub: Server) -> None:
         "other.safetensors",
         "other.safetensors.manifest.json",
     ]
+
+
+def test_an_adapter(hub: Server) -> None:
+    from nybble.adapters import read_adapters
+    from nybble.formats.huggingface.adapter import CONFIG, WEIGHTS, write_peft_adapter
+    from support.adapters import random_adapter
+    from support.random_checkpoints import LLAMA
+
+    written = random_adapter(LLAMA)
+    with TemporaryDirectory() as folder:
+        write_peft_adapter(written, Path(folder))
+        files = {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    hub.add_repository("o/pirate", {"README.md": b"", **files})
+    ((adapter, weight),) = read_adapters([("hf:o/pirate", 0.5)])
+    assert (adapter.name, weight) == ("pirate", 0.5)
+    assert adapter.pairs.keys() == written.pairs.keys()
+    hub.requests.clear()
+    ((adapter, weight),) = read_adapters({"hf:o/pirate": 2}, offline=True)
+    assert (adapter.name, weight, hub.requests) == ("pirate", 2.0, [])
+    with pytest.raises(DownloadError):
+        read_adapters(["hf:o/other"], offline=True)
 
 
 def test_a_break_is_resumed_behind_the_redirect(hub: Server) -> None:
@@ -195,6 +217,14 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         (["config.json", "model.safetensors", "m.gguf"], "m.gguf"),
         (["config.json", "model.safetensors"], "model.safetensors"),
         (["config.json", "model.safetensors.index.json"], "model.safetensors.index.json"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors", "x/model.safetensors"],
+            "adapter_model.safetensors",
+        ),
+        (
+            ["adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"],
+            "model.safetensors",
+        ),
     ],
 )
 def test_choice(files: list[str], expected: str) -> None:

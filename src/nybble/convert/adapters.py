@@ -30,6 +30,7 @@ from nybble.formats.huggingface.adapter import write_peft_adapter
 
 if TYPE_CHECKING:
     from nybble.adapters import Given
+    from nybble.hub import ProgressCallback
 
 FORMATS = ("gguf", "safetensors")
 _PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -71,7 +72,13 @@ class Merge:
 
 
 def merged(
-    read: Checkpoint, given: Mapping[str, Given] | Sequence[Given], rules: Rules, choice: Choice
+    read: Checkpoint,
+    given: Mapping[str, Given] | Sequence[Given],
+    rules: Rules,
+    choice: Choice,
+    *,
+    progress: ProgressCallback | None = None,
+    offline: bool | None = None,
 ) -> Merge:
     """The model with adapters merged; see ``nybble.adapters`` for how they are given.
 
@@ -80,7 +87,7 @@ def merged(
     """
     from nybble.adapters import read_adapters
 
-    adapters = dict(read_adapters(given)) if given else {}
+    adapters = dict(read_adapters(given, progress=progress, offline=offline)) if given else {}
     if not adapters:
         return Merge(read)
     names = merged_names(adapters)

@@ -126,7 +126,7 @@ def convert(
     if overwrite:
         check_target(output, read.source, folder=place.is_folder)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
-    merge = merged(read, adapters, place.rules, choice)
+    merge = merged(read, adapters, place.rules, choice, progress=progress, offline=offline)
     with staged_output(output, overwrite=overwrite, folder=place.is_folder) as stage:
         inputs = _hash_inputs(read, path, progress)
         earlier = _earlier_manifest(path)

@@ -25,7 +25,7 @@ _SAFETENSORS = (".safetensors", ".safetensors.index.json")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 # What a Hugging Face folder has beside its weights, as far as nybble reads it.
 _BESIDE = re.compile(
-    r"(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|chat_template"
+    r"(?:config|adapter_config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|chat_template"
     r"|quantize_config|quant_config)\.json|tokenizer\.model|chat_template\.jinja"
     r"|additional_chat_templates/[^/]+\.jinja"
 )
@@ -172,7 +172,7 @@ class _Hub:
 
 def choose(files: list[str], source: str) -> str:
     """The model to take from a repository when the user names no file: its GGUF file (of a split one, the
-    first part), or its safetensors (of several, their index) where it has no GGUF file.
+    first part), or its safetensors (of several, their index) where it has no GGUF file, or its LoRA adapter.
 
     Raises:
         NotFoundError: there is none, or the choice is not clear.
@@ -183,6 +183,8 @@ def choose(files: list[str], source: str) -> str:
         for name in ("model.safetensors", "model.safetensors.index.json"):
             if name in files and "config.json" in files:
                 return name
+        if "adapter_model.safetensors" in files and "adapter_config.json" in files:
+            return "adapter_model.safetensors"
         hint = " (it has safetensors, but not as a model with its config.json)"
         found = hint if any(name.endswith(".safetensors") for name in files) else ""
         raise NotFoundError(f"{source} has no GGUF file and no model.safetensors{found}")
