@@ -12,7 +12,9 @@ from nybble.cli.options import (
     GENERATION,
     NOT_OFFERED,
     add_generation_arguments,
+    add_load_arguments,
     generation_options,
+    load_options,
     parse_setting,
 )
 from nybble.generate.options import GenerationOptions
@@ -22,6 +24,25 @@ def parse(*argv):
     parser = argparse.ArgumentParser()
     add_generation_arguments(parser)
     return generation_options(parser.parse_args(argv))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pirate.gguf", ("pirate.gguf", 1.0)),
+        ("pirate.gguf:0.5", ("pirate.gguf", 0.5)),
+        ("folder/pirate:-1", ("folder/pirate", -1.0)),
+        ("hf:owner/repo", ("hf:owner/repo", 1.0)),
+        ("hf:owner/repo:2", ("hf:owner/repo", 2.0)),
+        ("C:\\pirate.gguf", ("C:\\pirate.gguf", 1.0)),
+        (":1", (":1", 1.0)),
+    ],
+)
+def test_adapters(text, expected):
+    parser = argparse.ArgumentParser()
+    add_load_arguments(parser)
+    assert load_options(parser.parse_args(["--adapter", text])) == {"adapters": [expected]}
+    assert load_options(parser.parse_args([])) == {}
 
 
 def test_every_option_of_the_library_is_offered():
