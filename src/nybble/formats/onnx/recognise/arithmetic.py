@@ -81,7 +81,8 @@ def _with_constant(call: Call, operator: str, view: View, other: Value, *, right
     if operator == "Mul":
         return view.weighted(array.astype(np.float64), np.broadcast_shapes(view.shape, array.shape), name)
     if operator == "Div" and right:
-        factors = 1.0 / array.astype(np.float64)
+        with np.errstate(all="ignore"):
+            factors = 1.0 / array.astype(np.float64)
         return view.weighted(factors, np.broadcast_shapes(view.shape, array.shape), name)
     if operator == "Add":
         return _masked(call, view, 1 if right else 0)
@@ -111,7 +112,7 @@ def _with_number(call: Call, operator: str, view: View, number: float, right: bo
     if operator == "Mul":
         return view.scaled(number)
     if operator == "Div" and right:
-        return view.scaled(1.0 / number)
+        return view.scaled(1.0 / number if number else float("inf"))
     if operator == "Div":
         return pushed(call, view, "over", number)
     if operator == "Add" or (operator == "Sub" and right):
