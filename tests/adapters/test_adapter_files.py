@@ -319,3 +319,28 @@ def test_truncated_files_give_our_errors(folder: Path, tmp_path: Path) -> None:
         (folder / WEIGHTS).write_bytes(data[:end])
         with pytest.raises(NybbleError):
             read_adapter(folder)
+
+
+def test_random_damage_gives_our_errors(folder: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    whole = gguf(tmp_path / "x.gguf").read_bytes()
+    files = [(tmp_path / "x.gguf", whole, whole.index(b"blk.0") + 200)]
+    files += [(folder / name, (folder / name).read_bytes(), 700) for name in (CONFIG, WEIGHTS)]
+    refused = 0
+    for path, data, end in files:
+        for _ in range(700):
+            damaged = bytearray(data)
+            for place in random.integers(0, min(end, len(data)), random.integers(1, 4)):
+                damaged[place] = random.choice(
+                    [0, 1, 0x22, 0x2C, 0x30, 0x39, 0x7D, 0xFF, random.integers(256)]
+                )
+            path.write_bytes(damaged)
+            try:
+                adapter = read_adapter(path)
+            except NybbleError:
+                refused += 1
+            else:
+                assert all(pair.a.data.size and pair.b.data.size for pair in adapter.pairs.values())
+        path.write_bytes(data)
+        read_adapter(path)
+    assert refused > 500
