@@ -108,6 +108,12 @@ def test_options_of_the_folder_and_of_the_caller():
     }
 
 
+def test_the_number_of_a_device():
+    assert (runtime.device_id({}), runtime.device_id({"device_id": "2"})) == (0, 2)
+    with pytest.raises(DeviceError, match="must be a whole number, not 'GPU'"):
+        runtime.device_id({"device_id": "GPU"})
+
+
 @pytest.mark.parametrize(
     "key", ["custom_ops_library", "session.model_external_initializers_file_folder_path", "enable_profiling"]
 )

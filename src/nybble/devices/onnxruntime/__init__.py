@@ -131,10 +131,11 @@ def _start(
             reason += (
                 "; its attention gets prompts wrong on this GPU, so prompts run token by token, which is slow"
             )
+    number = 0 if provider.device == "cpu" else make.device_id(for_provider)
     return OnnxRuntimeSession(
         runtime,
         Decoder(
-            runtime, session, decoder.io, device=provider.device, context_length=context_length,
+            runtime, session, decoder.io, device=(provider.device, number), context_length=context_length,
             shared=decoder.io.shares_buffers,
         ),
         decoder.io,

@@ -135,7 +135,7 @@ class SharedCache:
         for port, array, value in zip(self._caches.ports, self._arrays, values, strict=True):
             if value is None:
                 binding.bind_cpu_input(port.past, array)
-                binding.bind_output(port.present, memory.device)
+                binding.bind_output(port.present, memory.device, memory.device_id)
             else:
                 binding.bind_ortvalue_input(port.past, value)
                 binding.bind_ortvalue_output(port.present, value)
@@ -209,13 +209,14 @@ class GrowingCache:
 
     def bind(self) -> Any:
         """A new binding: its outputs must outlive the next run."""
+        memory = self._caches.memory
         binding = self._caches.begin_binding()
         for port, value in zip(self._caches.ports, self._values, strict=True):
             if isinstance(value, np.ndarray):
                 binding.bind_cpu_input(port.past, value)
             else:
                 binding.bind_ortvalue_input(port.past, value)
-            binding.bind_output(port.present, self._caches.memory.device)
+            binding.bind_output(port.present, memory.device, memory.device_id)
         self._binding = binding
         return binding
 

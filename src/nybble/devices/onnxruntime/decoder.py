@@ -17,16 +17,24 @@ Logits = npt.NDArray[np.float32]
 class Decoder:
     """Runs tokens of one sequence.
 
-    ``run`` is called by one thread at a time. ``shared`` caches are written in place.
+    ``run`` is called by one thread at a time. ``device``: name and number of the caches' memory. ``shared``
+    caches are written in place.
     """
 
     def __init__(
-        self, runtime: Any, session: Any, io: DecoderIO, *, device: str, context_length: int, shared: bool
+        self,
+        runtime: Any,
+        session: Any,
+        io: DecoderIO,
+        *,
+        device: tuple[str, int],
+        context_length: int,
+        shared: bool,
     ) -> None:
         self._session = session
         self._io = io
         self._runtime = runtime
-        self.memory = Memory(runtime, session, device)
+        self.memory = Memory(runtime, session, *device)
         self.caches = Caches(
             io.caches, self.memory, shared=shared, longest=context_length, begin_binding=self._begin_binding
         )

@@ -21,15 +21,17 @@ def aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
 
 
 class Memory:
-    """Makes OrtValues on a provider's device and reads them back.
+    """Makes OrtValues on a provider's device.
 
-    ``device`` is ONNX Runtime's name of it. ``is_host``: OrtValues share memory with NumPy arrays.
+    ``device`` is ONNX Runtime's name of it, ``device_id`` its number. ``is_host``: OrtValues share memory
+    with NumPy arrays.
     """
 
-    def __init__(self, runtime: Any, session: Any, device: str) -> None:
+    def __init__(self, runtime: Any, session: Any, device: str, device_id: int) -> None:
         self._runtime = runtime
         self._session = session
         self.device = device
+        self.device_id = device_id
         self.is_host = device == "cpu"
 
     def place(self, array: Array) -> Any | None:
@@ -39,10 +41,10 @@ class Memory:
         array as input and has its output bound to the device allocates it.
         """
         if self.device != "webgpu":
-            return self._runtime.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            return self._runtime.OrtValue.ortvalue_from_numpy(array, self.device, self.device_id)
         create = getattr(self._session, "create_ortvalue_from_shape_and_type", None)
         if create is None:
             return None
-        value = create(list(array.shape), array.dtype.type, self.device)
+        value = create(list(array.shape), array.dtype.type, self.device, self.device_id)
         value.update_inplace(array)
         return value

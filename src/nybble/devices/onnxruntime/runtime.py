@@ -75,6 +75,18 @@ def provider_options_of(
     return options
 
 
+def device_id(options: Mapping[str, str]) -> int:
+    """The number of the device that the provider's options choose.
+
+    Raises:
+        DeviceError: it is no whole number.
+    """
+    given = options.get("device_id", "0")
+    if not given.isdecimal():
+        raise DeviceError(f"provider option device_id must be a whole number, not {given!r}")
+    return int(given)
+
+
 def session_options(
     runtime: Any,
     section: Mapping[str, object],
