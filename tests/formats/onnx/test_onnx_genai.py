@@ -71,7 +71,7 @@ def test_tiny_models_generate(family: str, target: str, tmp_path: Path) -> None:
     assert len(found) == 10
     session = reference.compile_session(as_written(checkpoint, target))
     # The end of text (2 where nothing is said) is held back. int8 activations move logits by some percent.
-    assert_greedy(session, tokens(12), found, [2], 0.3 if target == "onnx-cpu-int4" else 1e-3)
+    assert_greedy(session, tokens(12), found, [2], 0.5 if target == "onnx-cpu-int4" else 1e-3)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-window"])
@@ -159,16 +159,25 @@ def test_as_the_builder(case: str, precision: str, provider: str, target: str, t
     ]
     assert {name for name in stored[0] if name not in stored[1]} <= {"lm_head.MatMul.weight"}
     for name, array in stored[0].items():
-        if name.endswith("_scales") and "lm_head" not in name:
-            np.testing.assert_allclose(np.abs(stored[1][name]), np.abs(array), rtol=1e-3)
-        elif name.endswith("_Q4"):  # the builder rounds halves up, we to even
-            assert (stored[1][name] != array).mean() < 0.02, name
+        if name in stored[1]:
+            assert (stored[1][name].shape, stored[1][name].dtype) == (array.shape, array.dtype), name
+        if name.endswith("_Q4") and name in stored[1]:
+            scales = name.removesuffix("_Q4") + "_scales"
+            weights = [_four_bits(found[name], found[scales]) for found in stored]
+            # Both are the same weights, rounded: ours with a search for the scale of each block.
+            assert np.abs(weights[0] - weights[1]).mean() < 0.15 * np.abs(weights[0]).mean(), name
     configs = [
         json.loads((tmp_path / name / "genai_config.json").read_text()) for name in ("builder", "ours")
     ]
     ends = configs[0]["model"].pop("eos_token_id"), configs[1]["model"].pop("eos_token_id")
     assert 2 in np.atleast_1d(ends[0]) and 2 in np.atleast_1d(ends[1])
     assert configs[0] == configs[1]
+
+
+def _four_bits(packed: Any, scales: Any) -> Any:
+    """Values of symmetric ``MatMulNBits`` weights (rows, blocks, elements)."""
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32)
+    return (codes - 8) * scales.astype(np.float32).reshape(*packed.shape[:2], 1)
 
 
 @pytest.mark.slow
