@@ -93,13 +93,35 @@ def test_quantized_weights_need_a_word(tmp_path: Path) -> None:
     assert exact.relation == "exact"
     assert largest_difference(logits(tmp_path / "f32.gguf"), expected) < 1e-4
     report = convert(source, tmp_path / "q4.gguf", to="gguf", adapters=[folder], allow_lossy=True)
-    kinds = {tensor.target for tensor in report.tensors if tensor.name.endswith("proj.weight")}
-    assert kinds == {"q4_0"}
+    merged = [tensor for tensor in report.tensors if tensor.name.endswith("proj.weight")]
+    assert {(t.source, t.target, t.relation) for t in merged} == {("q4_0", "q4_0", "lossy")}
+    assert all(0.01 < tensor.relative_error < 0.2 for tensor in merged)
     assert relative_error(logits(tmp_path / "q4.gguf"), expected) < 0.4
     report = convert(source, tmp_path / "q8.gguf", to="gguf", adapters=[folder], encodings={"*proj*": "q8_0"})
     assert {t.target for t in report.tensors if t.name.endswith("proj.weight")} == {"q8_0"}
     assert report.relation == "lossy"
     assert relative_error(logits(tmp_path / "q8.gguf"), expected) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_plain_weights_keep_their_type_and_the_report_tells_what_is_rounded(
+    kind: str, tmp_path: Path
+) -> None:
+    source = model_file(tmp_path / "model.gguf", weights=kind)
+    folder = peft_folder(tmp_path / "a", random_adapter(WIDE, only=("q_proj.weight",)))
+    for to, name in (("gguf", "x.gguf"), ("safetensors", "x")):
+        report = convert(source, tmp_path / name, to=to, adapters=[folder])
+        rows = {tensor.name: tensor for tensor in report.tensors}
+        changed = rows["model.layers.1.self_attn.q_proj.weight"]
+        assert (changed.source, changed.target, changed.relation) == (kind, kind, "lossy")
+        assert 0 < changed.relative_error < 0.003 and changed.how.startswith("adapters merged")
+        assert rows["model.layers.1.self_attn.k_proj.weight"].relation == "exact"
+        assert largest_difference(logits(tmp_path / name), merged_logits(source, folder)) < 0.03
+        session = reference.compile_session(
+            merge_adapters(read_checkpoint(source), {read_adapter(folder): 1.0})
+        )
+        ours = session.forward([BatchItem(session.new_sequence(), tokens(12), "all")])
+        assert largest_difference(logits(tmp_path / name), ours) < 1e-5
 
 
 def test_a_restored_gguf_has_no_old_blocks(tmp_path: Path) -> None:
@@ -260,3 +282,26 @@ def test_refusals(tmp_path: Path) -> None:
     zero = Adapter("zero", {n: LoraPair(p.a, p.b, 0.0) for n, p in random_adapter(WIDE).pairs.items()})
     with pytest.raises(ConversionError, match="alpha 0"):
         convert(peft_folder(tmp_path / "zero", zero), tmp_path / "z.gguf", to="gguf", base=source)
+
+
+def test_products_do_not_depend_on_the_order_of_sums() -> None:
+    """Every partial sum is exact, so that any order of the ranks gives the same bits."""
+    from nybble.checkpoint.merge_adapters import _Product
+
+    random = np.random.default_rng(0)
+    for rank in (1, 3, 16, 17, 300):
+        left = random.standard_normal((40, rank)).astype(np.float32) * np.float64(1.7)
+        left *= 10.0 ** random.integers(-6, 6, (40, 1))
+        right = random.standard_normal((rank, 50)).astype(np.float32).astype(np.float64)
+        right[0] *= 1e-9
+        right[:, 3] = 0
+        results = []
+        for _ in range(4):
+            order = random.permutation(rank)
+            total = np.zeros((30, 50))
+            _Product(left[:, order], right[order]).add_to(total, 10)
+            results.append(total)
+        assert all(np.array_equal(results[0], other) for other in results)
+        size = np.abs(left[10:]) @ np.abs(right)
+        assert (np.abs(results[0] - left[10:] @ right) <= 1e-10 * size + 1e-300).all()
+        assert not results[0][:, 3].any()

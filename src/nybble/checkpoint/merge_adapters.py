@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from nybble.checkpoint.encodings import Encoding
 from nybble.checkpoint.encodings import encoding as encoding_of
 from nybble.checkpoint.tensor import Bytes, Tensor
 from nybble.errors import ConversionError
+
+Doubles = npt.NDArray[np.float64]
 
 PLAIN = ("f32", "f16", "bf16")
 OWN = "own"
@@ -29,7 +32,7 @@ def merge_adapters(
 ) -> Checkpoint:
     """The checkpoint with adapters in its weights.
 
-    Sums are made in float32 and nothing is computed before a tensor's data is asked for. Where the
+    Sums are rounded once, to float32, and nothing is computed before a tensor's data is asked for. Where the
     output matrix is the embedding and an adapter changes one of the two, they become two matrices.
 
     Args:
@@ -104,25 +107,55 @@ def _merged(
     def data() -> Bytes:
         source = tensor.data.reshape(rows, -1)
         out = np.empty((rows, target.nbytes(columns)), np.uint8)
-        factors = [_factors(tensor.name, factor, pair, order) for factor, pair in changes]
+        products = [_Product(*_factors(tensor.name, factor, pair, order)) for factor, pair in changes]
         for start in range(0, rows, step):
             part = np.ascontiguousarray(source[start : start + step])
             values = tensor.encoding.dequantize(part.reshape(-1)).reshape(len(part), columns)
-            for left, right in factors:
-                values = values + left[start : start + step] @ right
-            out[start : start + step] = quantize(values.reshape(-1)).reshape(len(part), -1)
+            total = values.astype(np.float64)
+            for product in products:
+                product.add_to(total, start)
+            out[start : start + step] = quantize(total.astype(np.float32).reshape(-1)).reshape(len(part), -1)
         return out.reshape(-1)
 
     return tensor.changed(encoding=target, data=data)
 
 
-def _factors(
-    name: str, factor: float, pair: LoraPair, order: Tensor | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _factors(name: str, factor: float, pair: LoraPair, order: Tensor | None) -> tuple[Doubles, Doubles]:
     """Two matrices whose product is the change of the tensor as it lies."""
-    a, b = pair.a.dequantize(), pair.b.dequantize() * np.float32(factor)
+    a, b = pair.a.dequantize().astype(np.float64), pair.b.dequantize().astype(np.float64) * factor
     if name == EMBEDDING:
         return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
     if order is not None:
         a = a[:, order.data.view("<i4")]
     return b, a
+
+
+class _Product:
+    """left @ right with the same bits on every machine, though libraries add in an order of their own.
+
+    Each factor is split into a coarse and a fine part of few bits above a unit of its row (of ``right``:
+    its column). Then float64 holds every product and every sum exactly, in whatever order. Fine times fine
+    is left out: it is below float64's own rounding, or nearly.
+    """
+
+    def __init__(self, left: Doubles, right: Doubles) -> None:
+        bits = (52 - math.ceil(math.log2(left.shape[1]))) // 2
+        self._left = _split(left, bits, axis=1)
+        self._right = _split(right, bits, axis=0)
+
+    def add_to(self, total: Doubles, start: int) -> None:
+        """Adds the rows from ``start`` on, as many as ``total`` has."""
+        coarse, fine = (part[start : start + len(total)] for part in self._left)
+        total += coarse @ self._right[0]
+        total += coarse @ self._right[1]
+        total += fine @ self._right[0]
+
+
+def _split(values: Doubles, bits: int, axis: int) -> tuple[Doubles, Doubles]:
+    """Multiples of a unit and of a unit 2**bits finer; units are powers of two, by the largest value."""
+    _, exponent = np.frexp(np.abs(values).max(axis=axis, keepdims=True))
+    exponent = np.maximum(exponent, -400)  # far below float32: units stay normal numbers
+    unit, finer = np.ldexp(1.0, exponent - bits), np.ldexp(1.0, exponent - 2 * bits)
+    with np.errstate(all="ignore"):
+        coarse = np.rint(values / unit) * unit
+        return coarse, np.rint((values - coarse) / finer) * finer

@@ -16,7 +16,7 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import encoding as encoding_of
 from nybble.checkpoint.forms import Change
-from nybble.checkpoint.merge_adapters import OWN, PLAIN, merge_adapters, merged_names
+from nybble.checkpoint.merge_adapters import PLAIN, merge_adapters, merged_names
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
@@ -44,6 +44,9 @@ class Merge:
     """A model with adapters in it, and what a conversion has to know about them."""
 
     checkpoint: Checkpoint
+    """Changed tensors are f32, so that they are rounded once, and the report tells by how much."""
+    choice: Choice
+    """The caller's, with the encodings that changed tensors had wherever the caller names none."""
     names: frozenset[str] = frozenset()
     """Tensors that are not what the source has."""
     inputs: tuple[FileHash, ...] = ()
@@ -89,16 +92,26 @@ def merged(
 
     adapters = dict(read_adapters(given, progress=progress, offline=offline)) if given else {}
     if not adapters:
-        return Merge(read)
+        return Merge(read, choice)
     names = merged_names(adapters)
-    encodings: dict[str, str] = {}
-    for name in names:
-        if choice.encoding is not None or choice.named(name) is not None or rules.prescribes:
-            encodings[name] = "f32"  # rounded once, by what comes after
-        elif choice.allow_lossy:
-            encodings[name] = OWN
+    targets: dict[str, str] = {}
+    unsaid: set[str] = set()
+    for name in sorted(names):
+        tensor = read.tensors.get(name) or read.tensors.get(EMBEDDING)
+        if (
+            tensor is None
+            or rules.prescribes
+            or choice.encoding is not None
+            or choice.named(name) is not None
+        ):
+            continue
+        if tensor.encoding.name not in PLAIN and not choice.allow_lossy:
+            unsaid.add(name)
+        elif rules.holds(tensor, tensor.encoding):
+            targets[name] = tensor.encoding.name
     return Merge(
-        merge_adapters(read, adapters, encoding=encodings),
+        merge_adapters(read, adapters, encoding=dict.fromkeys(names - unsaid, "f32")),
+        replace(choice, encodings={**choice.encodings, **targets}),
         names,
         tuple(item for adapter in adapters for item in _hashes(adapter)),
         {"adapters": {adapter.name: weight for adapter, weight in adapters.items()}},

@@ -140,8 +140,8 @@ def convert(
             choice=choice,
         )
         formed, changes = in_form(restored.checkpoint, place.rules.form)
-        ordered, notes = columns_in_order(formed, place.rules.form, choice)
-        plans = make_plan(ordered, place.rules, choice, merge.changes(changes), restored.preferred)
+        ordered, notes = columns_in_order(formed, place.rules.form, merge.choice)
+        plans = make_plan(ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, place, stage.path)
         converted = replace(ordered, tensors=worker.tensors())
