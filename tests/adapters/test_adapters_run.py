@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from nybble.checkpoint.adapter import Adapter
 from nybble.checkpoint.apply_adapters import with_adapters
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.forms import to_gguf_form
 from nybble.checkpoint.merge_adapters import merge_adapters
 from nybble.checkpoint.tensor import Tensor
 from nybble.devices import cpu, reference
 from nybble.devices.base import BatchItem, Session
 from nybble.errors import DeviceError, FormatError, UnsupportedError
+from nybble.formats.gguf.write_checkpoint import write_gguf
+from nybble.formats.huggingface.writer import write_huggingface_folder
+from nybble.formats.onnx.write import write_onnx_folder
 from nybble.graph import reference as operators
 from nybble.loading import from_checkpoint
 from nybble.models import build_graph
@@ -191,6 +196,18 @@ def test_weights_are_counted() -> None:
 def test_onnxruntime_refuses() -> None:
     with pytest.raises(DeviceError, match="cannot apply LoRA adapters: merge them"):
         from_checkpoint(random_checkpoint(LLAMA), adapters=two(), device="onnxruntime:cpu")
+
+
+def test_writers_refuse(tmp_path: Path) -> None:
+    checkpoint = with_adapters(random_checkpoint(LLAMA), two())
+    for write in (
+        lambda: write_huggingface_folder(checkpoint, tmp_path),
+        lambda: write_gguf(to_gguf_form(checkpoint), tmp_path / "x.gguf"),
+        lambda: write_onnx_folder(checkpoint, tmp_path, target="onnx-cpu-fp32"),
+    ):
+        with pytest.raises(UnsupportedError, match=r"adapters beside its weights \(one, two\).* merge them"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_names() -> None:

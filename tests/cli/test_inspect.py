@@ -178,3 +178,24 @@ def test_an_unknown_level_is_refused():
 def test_default_device_comes_first():
     reports = device_reports()
     assert [report.name for report in reports if report.chosen] == ["cpu"]
+
+
+def test_an_adapter(nybble_command, tmp_path):
+    from nybble.formats.huggingface.adapter import write_peft_adapter
+    from support.adapters import random_adapter
+    from support.random_checkpoints import LLAMA
+
+    folder = tmp_path / "pirate"
+    folder.mkdir()
+    write_peft_adapter(random_adapter(LLAMA, only=("q_proj.weight", "up_proj.weight")), folder)
+    out = nybble_command("inspect", str(folder)).out
+    assert "LoRA adapter" in out and "3 x up_proj, 3 x q_proj" in out and "not said" in out
+    lines = nybble_command("inspect", str(folder), "--tensors").out.splitlines()
+    assert len(lines) == 7 and lines[1].split() == [
+        "model.layers.0.mlp.up_proj.weight", "4", "2", "4", "x", "64", "96", "x", "4", "f32",
+    ]  # fmt: skip
+    found = json.loads(nybble_command("inspect", str(folder), "--json").out)
+    assert found["parameters"] == 3 * 4 * (64 + 64 + 64 + 96) and len(found["pairs"]) == 6
+    assert "lora_alpha" in nybble_command("inspect", str(folder), "--metadata").out
+    result = nybble_command("inspect", str(folder), "--template")
+    assert result.code == 1 and "no chat template" in result.err

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.tensor import Tensor
+from nybble.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from nybble.text.tokenizer import TokenizerSource
@@ -41,6 +42,19 @@ class Checkpoint:
     name: str = ""
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters whose matrices ``with_adapters`` put among the tensors."""
+
+    def require_no_adapters(self) -> None:
+        """What every writer asks for first: files of models have no place for adapters beside weights.
+
+        Raises:
+            UnsupportedError: there are some.
+        """
+        if self.adapters:
+            raise UnsupportedError(
+                f"the model has LoRA adapters beside its weights ({', '.join(self.adapters)}), which no"
+                " model file can hold: write the model without them, or merge them"
+                " (nybble.convert(adapters=...))"
+            )
 
     @property
     def nbytes(self) -> int:

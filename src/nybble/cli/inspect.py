@@ -42,10 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
     from nybble import hub
+    from nybble.formats.adapter import is_adapter
     from nybble.hub.progress import progress_display
 
     with progress_display() as progress:
         path = hub.resolve(arguments.model, progress=progress)
+    if is_adapter(path):
+        return _adapter(path, arguments)
     checkpoint = _read(path)
     if arguments.json:
         console.write_json(_everything(checkpoint))
@@ -57,6 +60,29 @@ def run(arguments: argparse.Namespace) -> int:
         return _template(checkpoint)
     else:
         console.write(_summary(checkpoint))
+    return 0
+
+
+def _adapter(path: Path, arguments: argparse.Namespace) -> int:
+    """A LoRA adapter instead of a model."""
+    from nybble.cli import inspect_adapter
+    from nybble.formats.adapter import read_adapter
+
+    adapter = read_adapter(path)
+    if arguments.json:
+        console.write_json(inspect_adapter.everything(adapter))
+    elif arguments.tensors:
+        console.write(inspect_adapter.tensors(adapter))
+    elif arguments.metadata:
+        config = adapter.metadata.get("peft.config")
+        console.write(
+            console.pairs(_metadata(config if isinstance(config, dict) else adapter.metadata), indent="")
+        )
+    elif arguments.template:
+        console.error("an adapter has no chat template")
+        return 1
+    else:
+        console.write(inspect_adapter.summary(adapter))
     return 0
 
 

@@ -74,6 +74,7 @@ def write_gguf(
             not f32, as llama.cpp needs it; the message names the tensor.
         UnsupportedError: GGUF has no name for a tensor, or no keys for the config.
     """
+    checkpoint.require_no_adapters()
     tensors = gguf_tensors(checkpoint)
     metadata = gguf_metadata(checkpoint, tensors)
     return write_file(Path(path), metadata, tensors, split_bytes=split_bytes, progress=progress)

@@ -47,6 +47,7 @@ def write_huggingface_folder(
         UnsupportedError: the packing cannot hold an affine tensor; the message names it.
         OSError: the folder cannot be written.
     """
+    checkpoint.require_no_adapters()
     content = config_json(checkpoint.config, checkpoint.metadata)
     tensors, packing = _packed(checkpoint, quantization)
     _set_dtype(content, checkpoint.tensors)

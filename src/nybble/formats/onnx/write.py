@@ -55,6 +55,7 @@ def write_onnx_folder(
     from nybble.formats.onnx.to_proto import to_proto
     from nybble.text.write_folder import folder_files
 
+    checkpoint.require_no_adapters()
     graph = lower(checkpoint, chosen, method)
     folder.mkdir(parents=True, exist_ok=True)
     placed = write_external_data(graph.initializers, folder / DATA_FILE, progress)
