@@ -280,3 +280,35 @@ def test_bad_slots_are_refused() -> None:
         bad = Tensor(name, data.shape, encoding("i32"), data.view(np.uint8))
         with pytest.raises(FormatError, match=name):
             build_graph(replace(both, tensors={**both.tensors, name: bad}))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3-longrope"])
+def test_random_operations(family: str) -> None:
+    """Sequences with adapters of their own are forked, cut and run in random batches, as one by one."""
+    config = FAMILIES[family]
+    both = with_adapters(random_checkpoint(config), two(config))
+    session = cpu.compile_session(both, precision="f32", threads=2, max_rows=16)
+    slow = reference.compile_session(both)
+    random = np.random.default_rng(7)
+    weights: list[tuple[float, ...]] = [(1.0, 0.0), (0.0, 1.0), (0.3, -0.7), ()]
+    alive = [(session.new_sequence(own), own) for own in weights]
+    checked = 0
+    for _ in range(25):
+        chosen = [pair for pair in alive if random.random() < 0.7]
+        items = [
+            BatchItem(sequence, random.integers(0, 101, random.integers(1, 9)).tolist(), "last")
+            for sequence, _ in chosen
+        ]
+        rows = session.forward(items)
+        for (sequence, own), row in zip(chosen, rows, strict=True):
+            if random.random() < 0.3:
+                fresh = slow.new_sequence(own)
+                expected = slow.forward([BatchItem(fresh, sequence.tokens, "last")])
+                assert largest_difference(row[None], expected) < 2e-4
+                checked += 1
+        sequence, own = alive[random.integers(len(alive))]
+        if random.random() < 0.4 and len(alive) < 8:
+            alive.append((sequence.fork(), own))
+        if random.random() < 0.4:
+            sequence.truncate(int(random.integers(0, sequence.length + 1)))
+    assert checked > 10
