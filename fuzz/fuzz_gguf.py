@@ -4,45 +4,41 @@
 
 Each case takes a seed file of fuzz/corpus/gguf, damages it (bit flips, boundary values in counts,
 lengths, types and offsets, truncation, insertion, doubled and moved ranges, splices of two files),
-reads it from memory and looks at everything in it. A case is a crash when anything but a
-NybbleError comes out, when it takes longer than ``--seconds-per-case``, or when it allocates more
-than the file's size times a constant plus a constant. Crashes are saved in fuzz/crashes with a
-number; ``--replay FILE`` reads one again. The same seed makes the same cases.
+reads it from memory and looks at everything in it. It may allocate the file's size times a constant
+plus a constant; see harness.py for what a crash is.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import random
 import struct
 import sys
-import time
-import traceback
-import tracemalloc
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "fuzz")]
+
+from harness import Fuzzer  # noqa: E402
+from mutations import (  # noqa: E402
+    BOUNDARIES,
+    delete,
+    double,
+    flip_bits,
+    insert,
+    set_byte,
+    set_number,
+    splice,
+    truncate,
+)
 
 from nybble.errors import NybbleError  # noqa: E402
 from nybble.formats.gguf.reader import GGUFFile  # noqa: E402
 from nybble.formats.gguf.values import NestedArray, StringArray  # noqa: E402
 
 CORPUS = ROOT / "fuzz" / "corpus" / "gguf"
-CRASHES = ROOT / "fuzz" / "crashes"
 
 MEMORY_FACTOR = 40  # a key of 20 bytes becomes some Python objects
 MEMORY_CONSTANT = 128 << 10  # messages, and the codebooks and caches made on first use
-ADDRESS_SPACE = 4 << 30  # where the system has a limit for it
-
-BOUNDARIES = sorted(
-    {
-        0, 1, 2, 3, 4, 7, 8, 9, 12, 13, 31, 32, 33, 63, 64, 255, 256, 65535, 65536,
-        2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**53, 2**56, 2**60, 2**61, 2**62,
-        2**63 - 1, 2**63, 2**63 + 1, 2**64 - 33, 2**64 - 8, 2**64 - 2, 2**64 - 1,
-    }
-)  # fmt: skip
 
 
 class Seed:
@@ -115,60 +111,6 @@ def set_field(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]
     struct.pack_into(letter, data, at, new % (1 << 8 * size))
 
 
-def flip_bits(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    for _ in range(rng.choice((1, 1, 2, 8)) if data else 0):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-
-def set_byte(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    if data:
-        data[rng.randrange(min(len(data), seed.at + 64))] = rng.choice(
-            (0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256))
-        )
-
-
-def set_number(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    size = rng.choice((2, 4, 8))
-    if len(data) >= size:
-        at = rng.randrange(len(data) - size + 1)
-        data[at : at + size] = (rng.choice(BOUNDARIES) % (1 << 8 * size)).to_bytes(
-            size, rng.choice(("little", "big"))
-        )
-
-
-def truncate(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    at = rng.randrange(len(data) + 1)
-    if rng.random() < 0.5 and seed.fields:
-        at = min(len(data), seed.fields[rng.randrange(len(seed.fields))][0] + rng.randrange(9))
-    del data[at:]
-
-
-def insert(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    at = rng.randrange(len(data) + 1)
-    data[at:at] = rng.randbytes(rng.choice((1, 4, 8, 33)))
-
-
-def delete(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    at = rng.randrange(len(data) + 1)
-    del data[at : at + rng.choice((1, 4, 8, 12, 33))]
-
-
-def double(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    if data:
-        start = rng.randrange(len(data))
-        piece = data[start : start + rng.randrange(1, 200)]
-        at = start if rng.random() < 0.5 else rng.randrange(len(data) + 1)
-        if rng.random() < 0.5:
-            data[at:at] = piece
-        else:
-            data[at : at + len(piece)] = piece
-
-
-def splice(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
-    other = seeds[rng.randrange(len(seeds))].data
-    data[rng.randrange(len(data) + 1) :] = other[rng.randrange(len(other)) :]
-
-
 def deepen(rng: random.Random, data: bytearray, seed: Seed, seeds: list[Seed]) -> None:
     """Puts an array into many arrays of one element."""
     if seed.arrays:
@@ -222,111 +164,15 @@ def look_at(value: object) -> None:
         pass
 
 
-class Crash(Exception):
-    """What was wrong with a case; the message is its report."""
-
-
-def check(data: bytes, measure: bool, seconds: float) -> bool:
-    """One case. Raises Crash."""
-    if measure:
-        tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        accepted = look(data)
-        peak = tracemalloc.get_traced_memory()[1] if measure else 0
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise Crash(traceback.format_exc()) from None
-    finally:
-        if measure:
-            tracemalloc.stop()
-    taken = time.perf_counter() - start
-    if taken > seconds:
-        raise Crash(f"took {taken:.1f} s")
-    if peak > MEMORY_FACTOR * len(data) + MEMORY_CONSTANT:
-        raise Crash(f"allocated {peak} bytes for a file of {len(data)}")
-    return accepted
-
-
-def limit_memory() -> None:
-    """Makes a runaway allocation fail instead of taking the machine, where the system can."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = ADDRESS_SPACE if hard == resource.RLIM_INFINITY else min(ADDRESS_SPACE, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def load_seeds() -> list[Seed]:
     return [Seed(path.read_bytes()) for path in sorted(CORPUS.glob("*.gguf"))]
 
 
-def fuzz(
-    cases: int, seed: int, first: int = 0, measure_every: int = 50, seconds: float = 5.0
-) -> dict[str, int]:
-    """Runs cases ``first`` to ``first + cases - 1``; counts of accepted, refused and crashed ones."""
-    seeds = load_seeds()
-    for item in seeds:
-        check(item.data, False, seconds)  # also makes the caches, which are no case's memory
-    counts = {"accepted": 0, "refused": 0, "crashed": 0}
-    for case in range(first, first + cases):
-        data = damage(random.Random(f"{seed}:{case}"), seeds)
-        try:
-            accepted = check(data, case % measure_every == 0, seconds)
-            counts["accepted" if accepted else "refused"] += 1
-        except Crash as crash:
-            counts["crashed"] += 1
-            CRASHES.mkdir(parents=True, exist_ok=True)
-            path = CRASHES / f"gguf-{seed}-{case}.gguf"
-            path.write_bytes(data)
-            print(f"{path}: {crash}", file=sys.stderr, flush=True)
-    return counts
+def memory_limit(size: int) -> int:
+    return MEMORY_FACTOR * size + MEMORY_CONSTANT
 
 
-def worker(arguments: tuple[int, int, int, int, float]) -> dict[str, int]:
-    limit_memory()
-    return fuzz(*arguments)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--measure-every", type=int, default=50, help="measure memory in one case of so many")
-    parser.add_argument("--seconds-per-case", type=float, default=5.0)
-    parser.add_argument("--replay", type=Path, help="read one file, with its traceback")
-    options = parser.parse_args()
-    if options.replay:
-        print("accepted" if look(options.replay.read_bytes()) else "refused")
-        return 0
-    start = time.perf_counter()
-    chunk = 20_000
-    jobs = [
-        (
-            min(chunk, options.cases - first),
-            options.seed,
-            first,
-            options.measure_every,
-            options.seconds_per_case,
-        )
-        for first in range(0, options.cases, chunk)
-    ]
-    total = {"accepted": 0, "refused": 0, "crashed": 0}
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for counts in pool.imap_unordered(worker, jobs):
-            for key, count in counts.items():
-                total[key] += count
-            done = sum(total.values())
-            rate = done / (time.perf_counter() - start)
-            print(f"{done} cases, {rate:.0f} a second: {total}", file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - start
-    print(f"{options.cases} cases in {seconds:.0f} s ({options.cases / seconds:.0f} a second): {total}")
-    return 1 if total["crashed"] else 0
-
+FUZZER = Fuzzer("gguf", load_seeds, damage, look, memory_limit)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FUZZER.main(__doc__, cases=100_000))

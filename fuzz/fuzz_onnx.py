@@ -5,31 +5,26 @@
 Seeds are the tiny models of tests/data/onnx. Half of the cases damage bytes (bit flips, truncation,
 insertion, doubled ranges), the others damage the parsed model: inputs and outputs of nodes exchanged,
 operators, attributes, shapes, types and numbers replaced by boundary values, nodes dropped or doubled,
-external data that lies. A case is a crash when anything but a NybbleError comes out, when it takes
-longer than ``--seconds-per-case``, or when it allocates more than ``MEMORY`` bytes. Crashes are saved in
-fuzz/crashes; ``--replay FILE`` reads one again. The same seed makes the same cases.
+external data that lies. A case may allocate ``MEMORY`` bytes; see harness.py for what a crash is.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
-import traceback
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "fuzz")]
+
+from harness import Fuzzer  # noqa: E402
 
 from nybble.errors import NybbleError  # noqa: E402
 from nybble.formats.onnx.proto import parse_model  # noqa: E402
 from nybble.formats.onnx.read import recognise  # noqa: E402
 
 CORPUS = ROOT / "tests" / "data" / "onnx"
-CRASHES = ROOT / "fuzz" / "crashes"
 MEMORY = 600 << 20
 """Bytes that a case may take: a few arrays of the largest size that masks and tables may have."""
 
@@ -212,70 +207,11 @@ def look(data: bytes) -> bool:
     return True
 
 
-class Crash(Exception):
-    """What was wrong with a case; the message is its report."""
+def memory_limit(size: int) -> int:
+    return MEMORY
 
 
-def check(data: bytes, measure: bool, seconds: float) -> bool:
-    """One case. Raises Crash."""
-    if measure:
-        tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        accepted = look(data)
-        peak = tracemalloc.get_traced_memory()[1] if measure else 0
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise Crash(traceback.format_exc()) from None
-    finally:
-        if measure:
-            tracemalloc.stop()
-    taken = time.perf_counter() - start
-    if taken > seconds:
-        raise Crash(f"took {taken:.1f} s")
-    if peak > MEMORY:
-        raise Crash(f"allocated {peak} bytes for a model of {len(data)}")
-    return accepted
-
-
-def fuzz(
-    cases: int, seed: int, first: int = 0, measure_every: int = 50, seconds: float = 20.0
-) -> dict[str, int]:
-    """Runs cases ``first`` to ``first + cases - 1``; counts of accepted, refused and crashed ones."""
-    seeds = load_seeds()
-    counts = {"accepted": 0, "refused": 0, "crashed": 0}
-    for case in range(first, first + cases):
-        data = damage(random.Random(f"{seed}:{case}"), seeds)
-        try:
-            counts["accepted" if check(data, case % measure_every == 0, seconds) else "refused"] += 1
-        except Crash as crash:
-            counts["crashed"] += 1
-            CRASHES.mkdir(parents=True, exist_ok=True)
-            path = CRASHES / f"onnx-{seed}-{case}.onnx"
-            path.write_bytes(data)
-            print(f"{path}: {crash}", file=sys.stderr, flush=True)
-    return counts
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure-every", type=int, default=50, help="measure memory in one case of so many")
-    parser.add_argument("--seconds-per-case", type=float, default=20.0)
-    parser.add_argument("--replay", type=Path, help="read one model, with its traceback")
-    options = parser.parse_args()
-    if options.replay:
-        print("accepted" if look(options.replay.read_bytes()) else "refused")
-        return 0
-    start = time.perf_counter()
-    counts = fuzz(
-        options.cases, options.seed, measure_every=options.measure_every, seconds=options.seconds_per_case
-    )
-    print(f"{options.cases} cases in {time.perf_counter() - start:.0f} s: {counts}")
-    return 1 if counts["crashed"] else 0
-
+FUZZER = Fuzzer("onnx", load_seeds, damage, look, memory_limit, seconds=20.0)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FUZZER.main(__doc__, cases=10_000))

@@ -3,32 +3,27 @@
     python fuzz/fuzz_safetensors.py --cases 1000000 --seed 0
 
 Each case takes a seed file of fuzz/corpus/safetensors and damages its bytes, or the numbers, words and
-nesting of its header (whose length is put right half of the time). The rest is as in fuzz_gguf.py.
+nesting of its header (whose length is put right half of the time); see harness.py for what a crash is.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
-import time
-import traceback
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "fuzz")]
 
-from fuzz_gguf import (  # noqa: E402
+from harness import Fuzzer  # noqa: E402
+from mutations import (  # noqa: E402
     BOUNDARIES,
-    Crash,
     delete,
     double,
     flip_bits,
     insert,
-    limit_memory,
     set_byte,
     set_number,
     splice,
@@ -39,7 +34,6 @@ from nybble.errors import NybbleError, UnsupportedError  # noqa: E402
 from nybble.formats.safetensors.reader import SafetensorsFile  # noqa: E402
 
 CORPUS = ROOT / "fuzz" / "corpus" / "safetensors"
-CRASHES = ROOT / "fuzz" / "crashes"
 MEMORY_FACTOR = 40  # a key of ten bytes becomes some Python objects
 MEMORY_CONSTANT = 256 << 10
 _NUMBER = re.compile(rb"\d+")
@@ -52,7 +46,7 @@ _WORDS = (
 
 
 class Seed:
-    """A seed file, with what the mutations of fuzz_gguf ask for."""
+    """A seed file, with what the mutations ask for."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -152,71 +146,15 @@ def look(data: bytes) -> bool:
     return True
 
 
-def check(data: bytes, measure: bool, seconds: float) -> bool:
-    """One case. Raises Crash."""
-    if measure:
-        tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        accepted = look(data)
-        peak = tracemalloc.get_traced_memory()[1] if measure else 0
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise Crash(traceback.format_exc()) from None
-    finally:
-        if measure:
-            tracemalloc.stop()
-    taken = time.perf_counter() - start
-    if taken > seconds:
-        raise Crash(f"took {taken:.1f} s")
-    if peak > MEMORY_FACTOR * len(data) + MEMORY_CONSTANT:
-        raise Crash(f"allocated {peak} bytes for a file of {len(data)}")
-    return accepted
-
-
 def load_seeds() -> list[Seed]:
     return [Seed(path.read_bytes()) for path in sorted(CORPUS.glob("*.safetensors"))]
 
 
-def fuzz(cases: int, seed: int, measure_every: int = 50, seconds: float = 5.0) -> dict[str, int]:
-    """Runs cases; counts of accepted, refused and crashed ones."""
-    seeds = load_seeds()
-    for item in seeds:
-        check(item.data, False, seconds)  # also makes the caches, which are no case's memory
-    counts = {"accepted": 0, "refused": 0, "crashed": 0}
-    for case in range(cases):
-        data = damage(random.Random(f"{seed}:{case}"), seeds)
-        try:
-            accepted = check(data, case % measure_every == 0, seconds)
-            counts["accepted" if accepted else "refused"] += 1
-        except Crash as crash:
-            counts["crashed"] += 1
-            CRASHES.mkdir(parents=True, exist_ok=True)
-            path = CRASHES / f"safetensors-{seed}-{case}.safetensors"
-            path.write_bytes(data)
-            print(f"{path}: {crash}", file=sys.stderr, flush=True)
-    return counts
+def memory_limit(size: int) -> int:
+    return MEMORY_FACTOR * size + MEMORY_CONSTANT
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure-every", type=int, default=50, help="measure memory in one case of so many")
-    parser.add_argument("--seconds-per-case", type=float, default=5.0)
-    parser.add_argument("--replay", type=Path, help="read one file, with its traceback")
-    options = parser.parse_args()
-    if options.replay:
-        print("accepted" if look(options.replay.read_bytes()) else "refused")
-        return 0
-    limit_memory()
-    start = time.perf_counter()
-    counts = fuzz(options.cases, options.seed, options.measure_every, options.seconds_per_case)
-    seconds = time.perf_counter() - start
-    print(f"{options.cases} cases in {seconds:.0f} s ({options.cases / seconds:.0f} a second): {counts}")
-    return 1 if counts["crashed"] else 0
-
+FUZZER = Fuzzer("safetensors", load_seeds, damage, look, memory_limit)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FUZZER.main(__doc__, cases=100_000))

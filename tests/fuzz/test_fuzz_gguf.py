@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "fuzz" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
+from fuzz_scripts import load
 
 fuzz_gguf = load("fuzz_gguf")
 
 
 @pytest.fixture(autouse=True)
 def crashes(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_gguf, "CRASHES", tmp_path)
+    monkeypatch.setattr(fuzz_gguf.FUZZER, "crashes", tmp_path)
     return tmp_path
 
 
 def test_no_crash_in_twenty_thousand_cases() -> None:
-    counts = fuzz_gguf.fuzz(20_000, seed=1)
+    counts = fuzz_gguf.FUZZER.fuzz(20_000, seed=1)
     assert counts["crashed"] == 0
     assert counts["accepted"] > 500 and counts["refused"] > 10_000
 
 
 def test_memory_of_every_case_is_bounded() -> None:
-    assert fuzz_gguf.fuzz(1_000, seed=2, measure_every=1)["crashed"] == 0
+    assert fuzz_gguf.FUZZER.fuzz(1_000, seed=2, measure_every=1)["crashed"] == 0
 
 
 def test_the_same_seed_makes_the_same_cases() -> None:
@@ -64,11 +49,13 @@ def test_the_corpus_is_what_its_script_writes_and_all_of_it_is_accepted() -> Non
 )
 def test_a_defect_of_the_reader_is_found_and_saved(defect, monkeypatch, crashes, capsys) -> None:
     right = fuzz_gguf.look
-    monkeypatch.setattr(fuzz_gguf, "load_seeds", lambda: SEEDS)
+    monkeypatch.setattr(fuzz_gguf.FUZZER, "load_seeds", lambda: SEEDS)
     calls = iter(range(10**9))
     # The seeds themselves are looked at first; the defect is in the cases.
-    monkeypatch.setattr(fuzz_gguf, "look", lambda data: right(data) if next(calls) < len(SEEDS) else defect())
-    assert fuzz_gguf.fuzz(3, seed=0, measure_every=1)["crashed"] == 3
+    monkeypatch.setattr(
+        fuzz_gguf.FUZZER, "look", lambda data: right(data) if next(calls) < len(SEEDS) else defect()
+    )
+    assert fuzz_gguf.FUZZER.fuzz(3, seed=0, measure_every=1)["crashed"] == 3
     assert len(list(crashes.glob("gguf-0-*.gguf"))) == 3
     assert "gguf-0-2.gguf" in capsys.readouterr().err
 

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+from fuzz_scripts import load
 
 pytest.importorskip("onnx")
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "fuzz" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 fuzz_onnx = load("fuzz_onnx")
 
 
 @pytest.fixture(autouse=True)
 def crashes(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_onnx, "CRASHES", tmp_path)
+    monkeypatch.setattr(fuzz_onnx.FUZZER, "crashes", tmp_path)
     return tmp_path
 
 
 def test_no_crash_in_six_hundred_cases() -> None:
-    counts = fuzz_onnx.fuzz(600, seed=1)
+    counts = fuzz_onnx.FUZZER.fuzz(600, seed=1)
     assert counts["crashed"] == 0
     assert counts["accepted"] > 10 and counts["refused"] > 400
 
 
 @pytest.mark.slow
 def test_no_crash_in_six_thousand_cases() -> None:
-    assert fuzz_onnx.fuzz(6_000, seed=2)["crashed"] == 0
+    assert fuzz_onnx.FUZZER.fuzz(6_000, seed=2)["crashed"] == 0
 
 
 def test_the_same_seed_makes_the_same_cases() -> None:
@@ -54,7 +39,12 @@ def test_the_seeds_are_accepted() -> None:
 
 @pytest.mark.parametrize("defect", [lambda: [][0], lambda: (_ for _ in ()).throw(MemoryError())])
 def test_a_defect_of_the_reader_is_found_and_saved(defect, monkeypatch, crashes, capsys) -> None:
-    monkeypatch.setattr(fuzz_onnx, "look", lambda data: defect())
-    assert fuzz_onnx.fuzz(3, seed=0)["crashed"] == 3
+    right, calls = fuzz_onnx.look, iter(range(10**9))
+    seeds = len(fuzz_onnx.load_seeds())
+    # The seeds themselves are looked at first; the defect is in the cases.
+    monkeypatch.setattr(
+        fuzz_onnx.FUZZER, "look", lambda data: right(data) if next(calls) < seeds else defect()
+    )
+    assert fuzz_onnx.FUZZER.fuzz(3, seed=0)["crashed"] == 3
     assert len(list(crashes.glob("onnx-0-*.onnx"))) == 3
     assert "onnx-0-2.onnx" in capsys.readouterr().err

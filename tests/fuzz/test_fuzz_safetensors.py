@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import safetensors
+from fuzz_scripts import load
 
 from nybble.errors import NybbleError
 from nybble.formats.safetensors.reader import SafetensorsFile
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "fuzz" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 fuzz_safetensors = load("fuzz_safetensors")
 SEEDS = fuzz_safetensors.load_seeds()
@@ -34,18 +20,18 @@ product is 0 only at the last factor."""
 
 @pytest.fixture(autouse=True)
 def crashes(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_safetensors, "CRASHES", tmp_path)
+    monkeypatch.setattr(fuzz_safetensors.FUZZER, "crashes", tmp_path)
     return tmp_path
 
 
 def test_no_crash_in_twenty_thousand_cases() -> None:
-    counts = fuzz_safetensors.fuzz(20_000, seed=1)
+    counts = fuzz_safetensors.FUZZER.fuzz(20_000, seed=1)
     assert counts["crashed"] == 0
     assert counts["accepted"] > 500 and counts["refused"] > 10_000
 
 
 def test_memory_of_every_case_is_bounded() -> None:
-    assert fuzz_safetensors.fuzz(1_000, seed=2, measure_every=1)["crashed"] == 0
+    assert fuzz_safetensors.FUZZER.fuzz(1_000, seed=2, measure_every=1)["crashed"] == 0
 
 
 def test_what_is_accepted_is_what_the_formats_own_library_accepts() -> None:
@@ -91,8 +77,8 @@ def test_a_defect_of_the_reader_is_found_and_saved(defect, monkeypatch, crashes,
     calls = iter(range(10**9))
     # The seeds themselves are looked at first; the defect is in the cases.
     monkeypatch.setattr(
-        fuzz_safetensors, "look", lambda data: right(data) if next(calls) < len(SEEDS) else defect()
+        fuzz_safetensors.FUZZER, "look", lambda data: right(data) if next(calls) < len(SEEDS) else defect()
     )
-    assert fuzz_safetensors.fuzz(3, seed=0, measure_every=1)["crashed"] == 3
+    assert fuzz_safetensors.FUZZER.fuzz(3, seed=0, measure_every=1)["crashed"] == 3
     assert len(list(crashes.glob("safetensors-0-*.safetensors"))) == 3
     assert "safetensors-0-2.safetensors" in capsys.readouterr().err
