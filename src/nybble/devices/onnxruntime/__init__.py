@@ -126,7 +126,7 @@ def _start(
     if provider.probed and decoder.io.shares_buffers:
         from nybble.devices.onnxruntime.probe import attends_to_prompts
 
-        if not attends_to_prompts(runtime, provider, for_provider, decoder.io.caches[0]):
+        if not attends_to_prompts(runtime, provider, for_provider):
             runs = "one"
             reason += (
                 "; its attention gets prompts wrong on this GPU, so prompts run token by token, which is slow"
