@@ -179,9 +179,10 @@ void register_plan(nb::module_& module) {
                  plan.ops.push_back({GatherColumnsOp{view(in), view(out), width, permutation}, selected});
              })
         .def("scale_by_sequence",
-             [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width, int32_t slots, int32_t scales,
-                bool selected) {
-                 plan.ops.push_back({ScaleBySequenceOp{view(in), view(out), width, slots, scales}, selected});
+             [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width, int64_t out_width, int32_t slots,
+                int32_t scales, bool selected) {
+                 plan.ops.push_back(
+                     {ScaleBySequenceOp{view(in), view(out), width, out_width, slots, scales}, selected});
              })
         .def("select", [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width) {
             plan.ops.push_back({SelectOp{view(in), view(out), width}, true});

@@ -207,6 +207,7 @@ void Executor::scale_by_sequence(const ScaleBySequenceOp& op, bool selected, int
             const float factor = weight * scales[i];
             out[i] = factor == 0.0F ? 0.0F : in[i] * factor;
         }
+        std::fill(out + op.width, out + op.out_width, 0.0F);
     }
 }
 

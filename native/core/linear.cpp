@@ -25,6 +25,9 @@ constexpr int64_t kPrivateRows = 4;
 // product, and a generated token depends on no rounding but that of float32.
 constexpr int64_t kWideRows = 8;
 
+// Up to this many columns of float weights (LoRA) blocks of rows are quicker than a dot product each.
+constexpr int64_t kShortColumns = 64;
+
 // From this many rows on dequantizing to bf16 pays.
 constexpr int64_t kBf16Rows = 6;
 
@@ -77,6 +80,12 @@ Executor::Path Executor::choose_path(const LinearOp& op, int64_t rows) const {
     }
     if (session_.gemm_ != nullptr && rows >= kBf16Rows) {
         return Path::bf16;
+    }
+    if (op.columns <= kShortColumns && std::none_of(op.parts.begin(), op.parts.end(), [&](const auto& part) {
+            const Weight& weight = session_.plan_.weights[static_cast<size_t>(part.weight)];
+            return session_.kernels(weight.encoding).linear_int8 != nullptr;
+        })) {
+        return Path::precise;
     }
     return Path::int8;
 }

@@ -145,9 +145,10 @@ class Checker {
     }
     void check(const ScaleBySequenceOp& op) const {
         view(op.in, op.width, "scale by sequence input");
-        view(op.out, op.width, "scale by sequence output");
+        view(op.out, op.out_width, "scale by sequence output");
+        require(op.width <= op.out_width, "scale by sequence width");
         // In place is fine: each element is read where it is written.
-        require(op.in.offset == op.out.offset || !overlap(op.in, op.width, op.out, op.width),
+        require(op.in.offset == op.out.offset || !overlap(op.in, op.width, op.out, op.out_width),
                 "scale by sequence overlaps its output");
         vector(op.scales, op.width, "scale by sequence scales");
         require(op.slots >= 0 && op.slots < static_cast<int32_t>(plan_.slots.size()), "unknown slots");

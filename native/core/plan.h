@@ -120,10 +120,12 @@ struct GatherColumnsOp {
 };
 
 // Column i of the result is column i of the input times vectors[scales][i] and the weight that the
-// row's sequence gives to LoRA adapter slots[slots][i]; 0 where that product of factors is 0.
+// row's sequence gives to LoRA adapter slots[slots][i]; 0 where that product of factors is 0. The
+// columns from `width` to `out_width` of the result are 0.
 struct ScaleBySequenceOp {
     View in, out;
     int64_t width = 0;
+    int64_t out_width = 0;
     int32_t slots = kNone;
     int32_t scales = kNone;
 };

@@ -65,7 +65,9 @@ def test_definition() -> None:
     weights = np.array([[1, 0], [0.5, 2]], np.float32)
     slots = np.array([0, 0, 1], np.int32)
     scales = np.array([2, 3, 4], np.float32)
-    assert operators.scale_by_sequence(x, weights, slots, scales).tolist() == [[2, 6, 0], [4, 7.5, 48]]
+    result = operators.scale_by_sequence(x, weights, slots, scales)
+    assert result.shape == (2, 32) and not result[:, 3:].any()
+    assert result[:, :3].tolist() == [[2, 6, 0], [4, 7.5, 48]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -257,7 +259,9 @@ def test_adapters_of_other_models() -> None:
         ({"scales": 1}, "scales"),
         ({"width": 5}, "scale by sequence input"),
         ({"out": 2}, "scale by sequence output"),
-        ({"offset": 1, "width": 3, "slots": [0, 0, 0]}, "overlaps"),
+        ({"offset": 1, "width": 3, "out_width": 3, "slots": [0, 0, 0]}, "overlaps"),
+        ({"out_width": 3}, "scale by sequence width"),
+        ({"out_width": 5}, "scale by sequence output"),
     ],
 )
 def test_plans_are_checked(change: dict[str, object], message: str) -> None:
@@ -266,8 +270,9 @@ def test_plans_are_checked(change: dict[str, object], message: str) -> None:
     x = plan.add_buffer(4, False)
     plan.add_vector(np.ones(4, np.float32))
     plan.add_slots(np.array(change.get("slots", [1, 0, 1, 0]), np.int32))
-    at = {"out": x, "offset": 0, "width": 4, "index": 0, "scales": 0, **change}
-    plan.scale_by_sequence((x, 0), (at["out"], at["offset"]), at["width"], at["index"], at["scales"], False)
+    at = {"out": x, "offset": 0, "width": 4, "out_width": 4, "index": 0, "scales": 0, **change}
+    out = (at["out"], at["offset"])
+    plan.scale_by_sequence((x, 0), out, at["width"], at["out_width"], at["index"], at["scales"], False)
     with pytest.raises(ValueError, match=message):
         plan.validate()
 

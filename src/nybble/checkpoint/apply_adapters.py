@@ -11,6 +11,8 @@ Beside ``P.weight`` the checkpoint gets
     P.adapters.b       (out_features, rank)
     P.adapters.slots   i32 (rank,): the adapter that each column belongs to
     P.adapters.scales  f32 (rank,): the scale of that adapter's pair
+
+B has columns of zeros up to a multiple of 32, which is what fast kernels want of a row.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.encodings.base import Bytes
 from nybble.checkpoint.tensor import Tensor
+from nybble.graph.graph import SEQUENCE_SCALE_MULTIPLE
 
 MAX_ADAPTERS = 1024
 
@@ -53,6 +56,7 @@ def with_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Checkp
 
 def _stacked(name: str, members: list[tuple[int, LoraPair]]) -> list[Tensor]:
     prefix = name.removesuffix("weight") + "adapters."
+    fill = -sum(pair.rank for _, pair in members) % SEQUENCE_SCALE_MULTIPLE
     slots = np.concatenate([np.full(pair.rank, slot, "<i4") for slot, pair in members])
     scales = np.concatenate([np.full(pair.rank, pair.scale, "<f4") for _, pair in members])
     a = [pair.a for _, pair in members]
@@ -60,7 +64,7 @@ def _stacked(name: str, members: list[tuple[int, LoraPair]]) -> list[Tensor]:
         _side_by_side(f"{prefix}a", [_transposed(t) for t in a])
         if name == EMBEDDING
         else _below(f"{prefix}a", a),
-        _side_by_side(f"{prefix}b", [pair.b for _, pair in members]),
+        _side_by_side(f"{prefix}b", [pair.b for _, pair in members], fill),
         Tensor(f"{prefix}slots", slots.shape, encoding("i32"), slots.view(np.uint8)),
         Tensor(f"{prefix}scales", scales.shape, encoding("f32"), scales.view(np.uint8)),
     ]
@@ -74,13 +78,14 @@ def _below(name: str, parts: list[Tensor]) -> Tensor:
     return parts[0].changed(name=name, shape=shape, data=np.concatenate([part.data for part in parts]))
 
 
-def _side_by_side(name: str, parts: list[Tensor]) -> Tensor:
-    """The columns of all parts; in their encoding where that has no blocks and they share it."""
-    shape = (parts[0].shape[0], sum(part.shape[1] for part in parts))
+def _side_by_side(name: str, parts: list[Tensor], fill: int = 0) -> Tensor:
+    """The columns of all parts and of zeros; in their encoding if they share one without blocks."""
+    rows, columns = parts[0].shape[0], sum(part.shape[1] for part in parts) + fill
     if len({part.encoding.name for part in parts}) > 1 or parts[0].encoding.block_size > 1:
         parts = [_in_f32(part) for part in parts]
-    rows = [part.data.reshape(shape[0], -1) for part in parts]
-    return parts[0].changed(name=name, shape=shape, data=np.concatenate(rows, axis=1).reshape(-1))
+    zeros = np.zeros((rows, parts[0].encoding.nbytes(fill)), np.uint8)
+    data = np.concatenate([*(part.data.reshape(rows, -1) for part in parts), zeros], axis=1)
+    return parts[0].changed(name=name, shape=(rows, columns), data=data.reshape(-1))
 
 
 def _transposed(tensor: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from nybble.checkpoint.config import RopeConfig
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import FormatError
 
+SEQUENCE_SCALE_MULTIPLE = 32
+"""See ``GraphBuilder.scale_by_sequence``."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -160,11 +163,13 @@ class GraphBuilder:
         """Column i times scales[i] * weights[slots[i]], the weights being those of the row's sequence.
 
         ``slots``: i32 tensor (width,), the adapter of each column; ``scales``: f32 tensor (width,).
-        A column whose factor is 0 becomes 0, whatever it holds.
+        A column whose factor is 0 becomes 0, whatever it holds. Columns of zeros follow, up to a
+        multiple of ``SEQUENCE_SCALE_MULTIPLE``: what a fast linear after it wants.
         """
         self._slots(slots, x.width)
         self._vector(scales, x.width)
-        return self._add("scale_by_sequence", (x,), x.width, (slots, scales))
+        width = x.width + -x.width % SEQUENCE_SCALE_MULTIPLE
+        return self._add("scale_by_sequence", (x,), width, (slots, scales))
 
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""

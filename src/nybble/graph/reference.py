@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nybble.graph.graph import SEQUENCE_SCALE_MULTIPLE
+
 Floats = npt.NDArray[np.float32]
 
 QUERY_BLOCK = 256
@@ -170,10 +172,14 @@ def scale_by_sequence(x: Floats, weights: Floats, slots: npt.NDArray[np.int32], 
     """Column i times scales[i] * weights[:, slots[i]]; 0 where that factor is 0.
 
     x: (n, width), weights: (n, adapters) of each row's sequence, slots and scales: (width,).
+
+    Returns:
+        (n, width rounded up to a multiple of SEQUENCE_SCALE_MULTIPLE), zeros at the end.
     """
     factors = weights[:, slots] * scales
     with np.errstate(all="ignore"):
-        return np.where(factors == 0, np.float32(0), x * factors)
+        scaled = np.where(factors == 0, np.float32(0), x * factors)
+    return np.pad(scaled, ((0, 0), (0, -x.shape[1] % SEQUENCE_SCALE_MULTIPLE)))
 
 
 def select_rows(x: Floats, rows: npt.NDArray[np.int64]) -> Floats:

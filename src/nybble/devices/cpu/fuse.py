@@ -122,7 +122,9 @@ class Fuser:
     def _scale_by_sequence(self, node: Node) -> None:
         x, out = node.inputs[0], node.outputs[0]
         slots, scales = node.weights
-        self._emit(ScaleBySequenceStep(slots, scales, self._place(x), self._place(out), x.width), node)
+        self._emit(
+            ScaleBySequenceStep(slots, scales, self._place(x), self._place(out), x.width, out.width), node
+        )
 
     def _split(self, node: Node) -> None:
         base = self._place(node.inputs[0])

@@ -269,7 +269,9 @@ class Lowering:
             plan.gather_columns(view(step.x), view(step.out), step.width, permutation, step.selected)
         elif isinstance(step, ScaleBySequenceStep):
             slots, scales = self._slot(step.slots), self._vector(step.scales)
-            plan.scale_by_sequence(view(step.x), view(step.out), step.width, slots, scales, step.selected)
+            plan.scale_by_sequence(
+                view(step.x), view(step.out), step.width, step.out_width, slots, scales, step.selected
+            )
         elif isinstance(step, SelectStep):
             plan.select(view(step.x), view(step.out), step.width)
         elif isinstance(step, ElementwiseStep):
@@ -296,6 +298,6 @@ def _overwritable(step: Step) -> Place | None:
         return step.parts[0].residual
     if isinstance(step, ElementwiseStep):
         return step.a
-    if isinstance(step, ScaleBySequenceStep):
+    if isinstance(step, ScaleBySequenceStep) and step.width == step.out_width:
         return step.x
     return None

@@ -165,13 +165,14 @@ class GatherColumnsStep(Step):
 
 @dataclass
 class ScaleBySequenceStep(Step):
-    """Columns times scales and the weights that the row's sequence gives to LoRA adapters."""
+    """Columns times scales and the weights that the row's sequence gives to LoRA adapters, then zeros."""
 
     slots: str
     scales: str
     x: Place
     out: Place
     width: int
+    out_width: int
 
     def reads(self) -> list[Place]:
         return [self.x]
