@@ -43,15 +43,14 @@ class OnnxDecoder:
 
 
 @dataclass(frozen=True)
-class OnnxFolderTokenizerSource:
+class OnnxFolderTokenizerSource(FolderTokenizerSource):
     """A folder's tokenizer; ``eos`` are end tokens that genai_config.json adds."""
 
-    folder: Path
     eos: frozenset[int] = field(default=frozenset())
 
     def build(self) -> Tokenizer:
         """The tokenizer."""
-        tokenizer = FolderTokenizerSource(self.folder).build()
+        tokenizer = super().build()
         known = frozenset(token for token in self.eos if 0 <= token < tokenizer.vocab_size)
         if known - tokenizer.special.eos:
             tokenizer.special = replace(tokenizer.special, eos=tokenizer.special.eos | known)
