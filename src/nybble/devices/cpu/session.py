@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from nybble import _core
 from nybble.devices.base import BatchItem, Sequence, adapter_weights
+from nybble.devices.batch import check_batch
 from nybble.devices.longrope import plan_run
-from nybble.errors import Cancelled, ContextLengthError, DeviceError, OutOfMemoryError
+from nybble.errors import Cancelled, DeviceError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from nybble.checkpoint.config import RopeConfig
@@ -153,25 +154,12 @@ class CpuSession:
         main: list[tuple[_core.Sequence, npt.NDArray[np.int32], int, int]] = []
         after: list[tuple[CpuSequence, Items[int], bool]] = []
         rows = 0
-        seen: set[int] = set()
-        for item in batch:
-            sequence = _own(item.sequence)
-            if not native.owns(sequence.cache):
+
+        def owned(sequence: Sequence) -> None:
+            if not native.owns(_own(sequence).cache):
                 raise DeviceError("the sequence belongs to another session")
-            if id(sequence) in seen:
-                raise ValueError("a sequence may be in a batch only once")
-            seen.add(id(sequence))
-            if sequence.length + len(item.tokens) > self._context_length:
-                raise ContextLengthError(
-                    f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the "
-                    f"context length is {self._context_length}; load the model with a larger "
-                    "context_length or shorten it"
-                )
-            if item.logits not in LOGIT_ROWS:
-                raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
-            if item.logits == "last" and len(item.tokens) == 0:
-                raise ValueError("no new tokens: there is no last row to return logits of")
-            self._check_ids(item.tokens)
+
+        check_batch(batch, owned=owned, vocab_size=self._vocab_size, context_length=self._context_length)
         for item in batch:
             sequence = _own(item.sequence)
             held = sequence.tokens
@@ -205,11 +193,6 @@ class CpuSession:
             sequence.append(tokens)
             sequence.long = long
         return output
-
-    def _check_ids(self, tokens: Items[int]) -> None:
-        ids = np.asarray(tokens)
-        if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self._vocab_size):
-            raise ValueError(f"token ids must be whole numbers in 0 .. {self._vocab_size - 1}")
 
     def cancel(self) -> None:
         """Make a running ``forward`` in another thread raise Cancelled soon."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nybble.checkpoint.config import RopeConfig
 from nybble.devices.base import BatchItem, Sequence
+from nybble.devices.batch import check_batch
 from nybble.devices.longrope import plan_run
 from nybble.devices.onnxruntime.cache import Cache
 from nybble.devices.onnxruntime.decoder import Decoder
@@ -22,14 +23,12 @@ from nybble.devices.onnxruntime.placement import Placement
 from nybble.devices.onnxruntime.providers import Runs
 from nybble.errors import (
     Cancelled,
-    ContextLengthError,
     DeviceError,
     OutOfMemoryError,
     UnsupportedError,
 )
 from nybble.formats.onnx.decoder_io import DecoderIO
 
-ROWS = ("none", "last", "all")
 MAX_ROWS = 512
 """Tokens of one run; logits of all of them come out, whichever are asked for."""
 STEP_COST = 16
@@ -249,33 +248,13 @@ class OnnxRuntimeSession:
             return np.concatenate(rows) if rows else np.empty((0, self.vocab_size), np.float32)
 
     def _check(self, batch: Items[BatchItem]) -> None:
-        seen: set[int] = set()
-        for item in batch:
-            sequence = _own(item.sequence)
-            _ = sequence.cache
-            if sequence.owner is not self:
+        def owned(sequence: Sequence) -> None:
+            own = _own(sequence)
+            _ = own.cache
+            if own.owner is not self:
                 raise DeviceError("the sequence belongs to another session")
-            if id(sequence) in seen:
-                raise ValueError("a sequence may be in a batch only once")
-            seen.add(id(sequence))
-            if sequence.length + len(item.tokens) > self._context_length:
-                raise ContextLengthError(
-                    f"a sequence of {sequence.length} tokens cannot take {len(item.tokens)} more: the "
-                    f"context length is {self._context_length}; load the model with a larger "
-                    "context_length or shorten it"
-                )
-            if item.logits not in ROWS:
-                raise ValueError(f"logits is 'none', 'last' or 'all', not {item.logits!r}")
-            if item.logits == "last" and len(item.tokens) == 0:
-                raise ValueError("no new tokens: there is no last row to return logits of")
-            if not self._are_ids(item.tokens):
-                raise ValueError(f"token ids must be whole numbers in 0 .. {self.vocab_size - 1}")
 
-    def _are_ids(self, tokens: Items[int]) -> bool:
-        if len(tokens) == 1 and type(tokens[0]) is int:  # a step of decoding: without NumPy's overhead
-            return 0 <= tokens[0] < self._io.vocab_size
-        ids = np.asarray(tokens)
-        return not ids.size or (ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < self._io.vocab_size)
+        check_batch(batch, owned=owned, vocab_size=self._io.vocab_size, context_length=self._context_length)
 
     def _plan(self, item: BatchItem) -> _Part:
         sequence = _own(item.sequence)

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.tensor import Tensor
 from nybble.devices.base import BatchItem, adapter_weights
+from nybble.devices.base import Sequence as AnySequence
+from nybble.devices.batch import check_batch
 from nybble.devices.longrope import Run, longrope_of, plan_run
-from nybble.errors import Cancelled, ContextLengthError, DeviceError
+from nybble.errors import Cancelled, DeviceError
 from nybble.graph import Graph, Node, reference
 from nybble.graph.rotary import rotary_frequencies
 from nybble.models import build_graph
@@ -125,8 +127,6 @@ class ReferenceSession:
         """See ``Session.forward``."""
         parts, rows = self._prepare(batch)
         tokens = np.array([token for part in parts for token in part.run.tokens], np.int64)
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            raise ValueError(f"token ids must be in 0 .. {self.vocab_size - 1}")
         step = _Step(self._weight, self._indices, parts, tokens, np.array(rows, np.int64))
         self._cancelled.clear()
         self._running = True
@@ -147,18 +147,9 @@ class ReferenceSession:
         parts: list[_Part] = []
         rows: list[int] = []
         begin = 0
+        check_batch(batch, owned=_check_open, vocab_size=self.vocab_size, context_length=self._context_length)
         for item in batch:
-            sequence = item.sequence
-            if not isinstance(sequence, ReferenceSequence):
-                raise DeviceError("the sequence belongs to another device")
-            sequence.check_open()
-            if any(part.sequence is sequence for part in parts):
-                raise ValueError("a sequence may be in a batch only once")
-            if sequence.length + len(item.tokens) > self._context_length:
-                raise ContextLengthError(
-                    f"the sequence would have {sequence.length + len(item.tokens)} tokens;"
-                    f" the context length is {self._context_length}"
-                )
+            sequence = _own(item.sequence)
             run = (
                 plan_run(self._longrope, sequence.tokens, sequence.long, item.tokens)
                 if item.tokens
@@ -168,11 +159,7 @@ class ReferenceSession:
             if item.logits == "all":
                 rows += range(begin + run.repeated, part.end)
             elif item.logits == "last":
-                if not item.tokens:
-                    raise ValueError("no new tokens: there is no last row to return logits of")
                 rows.append(part.end - 1)
-            elif item.logits != "none":
-                raise ValueError(f"logits must be 'last', 'all' or 'none', not {item.logits!r}")
             parts.append(part)
             begin = part.end
         return parts, rows
@@ -314,3 +301,13 @@ def compile_session(checkpoint: Checkpoint, *, context_length: int | None = None
     length = context_length or checkpoint.config.max_position_embeddings
     adapters = len(checkpoint.adapters)
     return ReferenceSession(build_graph(checkpoint), checkpoint.tensors, length, adapters)
+
+
+def _own(sequence: AnySequence) -> ReferenceSequence:
+    if not isinstance(sequence, ReferenceSequence):
+        raise DeviceError("the sequence belongs to another device")
+    return sequence
+
+
+def _check_open(sequence: AnySequence) -> None:
+    _own(sequence).check_open()
