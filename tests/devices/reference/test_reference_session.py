@@ -105,7 +105,7 @@ def test_wrong_use(session: ReferenceSession) -> None:
         session.forward([BatchItem(sequence, [])])
     with pytest.raises(ValueError, match="only once"):
         session.forward([BatchItem(sequence, [1]), BatchItem(sequence, [1])])
-    with pytest.raises(ValueError, match="'last', 'all' or 'none'"):
+    with pytest.raises(ValueError, match="'none', 'last' or 'all'"):
         session.forward([BatchItem(sequence, [1], "some")])
     sequence.close()
     with pytest.raises(DeviceError, match="closed"):
