@@ -95,6 +95,8 @@ def as_written(checkpoint: Checkpoint, target: str) -> Checkpoint:
         if name == "model.embed_tokens.weight" and not checkpoint.config.tie_word_embeddings:
             continue
         kind = written_encoding(tensor, chosen, "rtn", output=outer)
+        if kind.name == tensor.encoding.name:
+            continue
         assert kind.quantize is not None
         tensors[name] = tensor.changed(encoding=kind, data=kind.quantize(tensor.dequantize()))
     return replace(checkpoint, tensors=tensors)

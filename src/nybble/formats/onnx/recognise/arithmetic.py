@@ -8,7 +8,14 @@ import numpy as np
 
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.recognise import elementwise
-from nybble.formats.onnx.recognise.layout import Heads, features_of, head_rows, heads_of, narrowed
+from nybble.formats.onnx.recognise.layout import (
+    Heads,
+    features_of,
+    head_rows,
+    heads_of,
+    narrowed,
+    order_of_features,
+)
 from nybble.formats.onnx.recognise.probe import Call, Outputs, Rule
 from nybble.formats.onnx.recognise.values import Array, Known, Quantized, Term, Value, View, Weight
 
@@ -265,11 +272,14 @@ def gemm(call: Call) -> Outputs:
 
 def linear(call: Call, view: View, weight: Weight | Quantized, bias: Weight | None) -> View:
     """view @ weight.T + bias; weight (out_features, in_features)."""
-    term = features_of(view)
+    order = order_of_features(view)
+    term = features_of(view) if order is None else view.base.scaled(view.gain)
     rows, columns = weight.shape
     if view.shape[-1] != columns or term.width != columns:
         raise call.unsupported(f"{view.shape[-1]} features meet a weight with {columns}")
     values = {"weight": weight, "bias": bias, "accuracy_level": call.attribute("accuracy_level", 0)}
+    if order is not None:
+        values["order"] = order
     made = call.term("linear", (term,), (*term.shape[:-1], rows), **values)
     return View(made, (*view.shape[:-1], rows))
 

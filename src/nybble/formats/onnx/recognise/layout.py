@@ -45,6 +45,20 @@ def _unscaled(view: View) -> Term:
     raise UnsupportedError(f"some rows of {base.node} are left out or moved")
 
 
+def order_of_features(view: View) -> Array | None:
+    """The order of a whole term's features, int64 (width), where a view permutes them; else None."""
+    base, width = view.base, view.shape[-1]
+    if view.is_whole or width != base.width or len(view.parts) != 1 or view.parts[0][1] is not None:
+        return None
+    index = view.parts[0][0].reshape(-1, width)
+    order = index[0]
+    if len(index) != math.prod(base.shape[:-1]) or (np.sort(order) != np.arange(width)).any():
+        return None
+    if (index != order + np.arange(len(index))[:, None] * width).any():
+        return None
+    return np.asarray(order)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """cos and sin that multiply each pair of features, by token, as an export computes them."""

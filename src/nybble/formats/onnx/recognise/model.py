@@ -6,8 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
 
 from nybble.checkpoint.config import LayerType, ModelConfig, RopeConfig
+from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Tensor
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.recognise.masks import window_of
@@ -70,6 +74,7 @@ def build(decoder: Decoder, runs: Runs, past: int, hints: Hints) -> Recognised:
     config = replace(config, tie_word_embeddings=tied)
     if not tied:
         tensors["lm_head.weight"] = to_tensor("lm_head.weight", decoder.head.weight)
+        tensors.update(_input_order("lm_head", [decoder.head]))
     if hints.stated is not None and agrees(config, hints.stated):
         config = hints.stated
     levels = {int(term.values["accuracy_level"]) for term in decoder.linears}
@@ -280,6 +285,7 @@ def _tensors(decoder: Decoder, config: ModelConfig) -> dict[str, Tensor]:
 
     def project(name: str, *parts: Projection) -> None:
         add(f"{name}.weight", _joined([part.weight for part in parts], parts))
+        tensors.update(_input_order(name, parts))
         biases = [part.bias for part in parts if part.bias is not None]
         if biases:
             add(f"{name}.bias", join_rows(biases))
@@ -314,6 +320,18 @@ def _tensors(decoder: Decoder, config: ModelConfig) -> dict[str, Tensor]:
         project(f"{at}.self_attn.o_proj", block.output)
         project(f"{at}.mlp.down_proj", block.down)
     return tensors
+
+
+def _input_order(name: str, parts: Sequence[Projection]) -> dict[str, Tensor]:
+    """The order in which a linear takes its inputs (GPTQ's act-order), if it is not their own."""
+    orders: list[Any] = [part.linear.values.get("order") for part in parts]
+    if all(order is None for order in orders):
+        return {}
+    if any(order is None or not np.array_equal(order, orders[0]) for order in orders):
+        raise UnsupportedError(f"{name}: its parts take their inputs in different orders")
+    data = np.asarray(orders[0], "<i4").view(np.uint8)
+    key = f"{name}.input_permutation"
+    return {key: Tensor(key, (data.size // 4,), encoding("i32"), data)}
 
 
 def _joined(weights: Sequence[Stored], parts: Sequence[Projection]) -> Stored:
