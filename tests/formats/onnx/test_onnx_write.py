@@ -108,7 +108,8 @@ def test_nodes(family: str, target: str, tmp_path: Path) -> None:
     matmul = "MatMulNBits" if target.endswith("int4") else "MatMul"
     assert names.count("GroupQueryAttention") == layers
     assert names.count(matmul) == linears * layers + 1
-    assert names.count("SkipSimplifiedLayerNormalization") == 2 * layers
+    fused = not dml or family == "gemma3"  # DirectML's norms are float32, Gemma's stream is that already
+    assert names.count("SkipSimplifiedLayerNormalization") == (2 * layers if fused else 0)
     assert names.count("If") == (family == "phi3-longrope" and not dml)
     rotated = sum(config.layer_rope(layer) is not None for layer in range(layers))
     assert names.count("RotaryEmbedding") == (2 * rotated if dml else 0)
@@ -128,6 +129,19 @@ def test_nodes(family: str, target: str, tmp_path: Path) -> None:
             attributes = {item.name: item.i for item in node.attribute}
             assert attributes["block_size"] == 32 and attributes["bits"] == 4
             assert attributes.get("accuracy_level", 0) == (4 if target == "onnx-cpu-int4" else 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_directml_norms_are_float32(family: str, tmp_path: Path) -> None:
+    """DirectML keeps the mean of squares in the input's type, and float16 ends at 65504."""
+    model = written(random_checkpoint(FAMILIES[family]), tmp_path, "onnx-dml-int4")
+    types = {item.name: item.data_type for item in model.graph.initializer}
+    norms = [node for node in model.graph.node if node.op_type.endswith("SimplifiedLayerNormalization")]
+    per_layer = {"llama": 2, "qwen3": 4, "gemma3": 6}[family]
+    assert len(norms) == per_layer * FAMILIES[family].num_hidden_layers + 1
+    for node in norms:
+        weight = node.input[2 if node.op_type.startswith("Skip") else 1]
+        assert types[weight] == onnx.TensorProto.FLOAT, node.name
 
 
 @pytest.mark.parametrize(

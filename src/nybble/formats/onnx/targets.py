@@ -51,6 +51,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 weights="int4",
                 rotary_in_attention=False,
                 pack_qkv=False,
+                float32_norms=True,
                 provider_options={"enable_graph_capture": "1"},
             ),
             Target(

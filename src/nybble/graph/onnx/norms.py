@@ -1,4 +1,8 @@
-"""The operator rms_norm with ONNX Runtime's own nodes, alone or together with the sum before it."""
+"""The operator rms_norm with ONNX Runtime's own nodes, alone or together with the sum before it.
+
+Where the target wants norms in float32 but the stream is float16, the sum is a node of its own in
+float16, and casts surround the norm.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,18 @@ from nybble.graph.onnx.weights import float_array
 
 
 def rms_norm(lowering: Lowering, node: Node) -> None:
-    """``SimplifiedLayerNormalization``, or ``SkipSimplifiedLayerNormalization`` after a sum."""
+    """``SimplifiedLayerNormalization``, or ``SkipSimplifiedLayerNormalization`` after a sum of its type."""
     value = node.inputs[0]
     if node.attributes["group"] != value.width:
         lowering.values[node.outputs[0].index] = _grouped(lowering, node)
         return
     found = lowering.values[value.index]
-    kind = lowering.stream_type
+    kind = norm_type(lowering)
     weight = norm_weight(lowering, node, kind)
     name = node_path(stem(node.weights[0], lowering.graph.num_layers))
     epsilon = node.attributes["eps"]
     output = f"{name}/output_0"
-    if isinstance(found, Sum):
+    if isinstance(found, Sum) and kind == lowering.stream_type:
         inputs = [lowering.name(item, kind) for item in (found.a, found.b)]
         outputs = [output]
         if lowering.uses[value.index] > 1:
@@ -39,7 +43,7 @@ def rms_norm(lowering: Lowering, node: Node) -> None:
     else:
         lowering.node(
             "SimplifiedLayerNormalization",
-            [lowering.name(value, kind), weight],
+            [lowering.cast(lowering.name(value, lowering.stream_type), kind), weight],
             name=f"{name}/LayerNorm",
             output=output,
             element_type=kind,
@@ -48,6 +52,11 @@ def rms_norm(lowering: Lowering, node: Node) -> None:
             stash_type=1,
         )
     lowering.values[node.outputs[0].index] = output
+
+
+def norm_type(lowering: Lowering) -> ElementType:
+    """What a norm reckons in: the stream's type, or float32 where the target wants that."""
+    return "f32" if lowering.target.float32_norms else lowering.stream_type
 
 
 def norm_weight(lowering: Lowering, node: Node, element_type: ElementType) -> str:
@@ -62,16 +71,18 @@ def _grouped(lowering: Lowering, node: Node) -> str:
     value = node.inputs[0]
     size = node.attributes["group"]
     name = node_path(stem(node.weights[0], lowering.graph.num_layers).removesuffix(".layernorm"))
-    x = lowering.name(value, lowering.element_type)
+    kind: ElementType = "f32" if lowering.target.float32_norms else lowering.element_type
+    x = lowering.name(value, kind)
     heads = lowering.constant([0, -1, size], "i64")
-    x = lowering.node("Reshape", [x, heads], name=f"{name}/Reshape_1")
+    x = lowering.node("Reshape", [x, heads], name=f"{name}/Reshape_1", element_type=kind)
     x = lowering.node(
         "SimplifiedLayerNormalization",
-        [x, norm_weight(lowering, node, lowering.element_type)],
+        [x, norm_weight(lowering, node, kind)],
         name=f"{name}/SimplifiedLayerNormalization",
+        element_type=kind,
         epsilon=node.attributes["eps"],
         axis=-1,
         stash_type=1,
     )
     whole = lowering.constant([0, -1, value.width], "i64")
-    return lowering.node("Reshape", [x, whole], name=f"{name}/Reshape_2")
+    return lowering.node("Reshape", [x, whole], name=f"{name}/Reshape_2", element_type=kind)

@@ -31,6 +31,9 @@ class Target:
     """Whether GroupQueryAttention rotates q and k itself; DirectML's cannot."""
     pack_qkv: bool = True
     """Whether q, k and v are one multiplication; DirectML's attention wants them apart."""
+    float32_norms: bool = False
+    """Whether RMS norms run in float32 although activations are float16: DirectML's float16 norm keeps
+    the mean of squares in float16, so a token whose root mean square is above 255.9 comes out too large."""
     portable: bool = False
     """Whether only standard operators are used."""
     windowed_cache: bool = False
