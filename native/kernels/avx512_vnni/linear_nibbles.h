@@ -68,7 +68,7 @@ struct NibbleKernel {
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
             if (uses_sums) {
                 const __m512i second = Format::zero_point_at == fifth_byte
-                                           ? Strided<Format::bytes>::template load<all>(row + 4, count)
+                                           ? Strided<Format::bytes>::template load_whole<all>(row + 4, count)
                                            : words;
                 const __m512 minimum = minima(words, second, scale);
                 for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);

@@ -62,7 +62,8 @@ struct Strided {
         return words;
     }
 
-    // All four bytes, whatever the stride is: a real gather where the above cannot give them.
+    // All four bytes, whatever the stride is and wherever in the blocks they are (plain loads would go
+    // past the last block when they do not start with the first): a real gather where that is needed.
     template <bool all>
     static NYBBLE_ALWAYS_INLINE __m512i load_whole(const uint8_t* blocks, int64_t count) {
         if (stride % 4 == 0) return load<all>(blocks, count);
