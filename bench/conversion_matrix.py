@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from harness import remove_converted
 
 HERE = Path(__file__).resolve().parent
 NAMES = {"gguf": "model.gguf", "safetensors": "folder", "onnx": "onnx"}
@@ -162,17 +163,9 @@ def matrix(model: Path, scratch: Path, count: int, prompt: str) -> None:
                 f" {peer}: {theirs} |",
                 flush=True,
             )
-            remove(output)
+            remove_converted(output)
     for path in list(sources.values())[1:]:
-        remove(path)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-        path.with_name(path.name + ".nybble.json").unlink(missing_ok=True)
+        remove_converted(path)
 
 
 def main() -> None:

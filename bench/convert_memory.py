@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from harness import remove_converted
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig, RopeConfig
@@ -116,14 +116,6 @@ def builder(source: Path, target: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "peak": float(done.stdout.splitlines()[-1])}
 
 
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-        path.with_name(path.name + ".nybble.json").unlink(missing_ok=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory and time of conversions.")
     parser.add_argument("folder", type=Path, help="scratch space; what is written there is deleted again")
@@ -141,7 +133,7 @@ def main() -> None:
                 try:
                     found = measure(source, output, dict(options))
                 finally:
-                    remove(output)
+                    remove_converted(output)
                 print(
                     f"| {layers} | {name} | {found['peak'] / 1e6:.0f} MB | {found['largest'] / 1e6:.0f} MB"
                     f" | {found['nbytes'] / 1e9:.2f} GB | {found['seconds']:.0f} s |",
@@ -151,14 +143,14 @@ def main() -> None:
                 try:
                     found = builder(source, arguments.folder / "builder")
                 finally:
-                    remove(arguments.folder / "builder")
+                    remove_converted(arguments.folder / "builder")
                 print(
                     f"| {layers} | onnxruntime-genai's builder, int4 | {found['peak'] / 1e6:.0f} MB | | |"
                     f" {found['seconds']:.0f} s |",
                     flush=True,
                 )
         finally:
-            remove(source)
+            remove_converted(source)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -132,3 +133,12 @@ def show(arguments: argparse.Namespace, result: dict[str, Any], text: str) -> No
 def note(text: str) -> None:
     """Progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def remove_converted(path: Path) -> None:
+    """Delete what ``nybble.convert`` wrote: a folder, or a file with its manifest; nothing is fine too."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".nybble.json").unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from typing import Literal
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.convert.rules import GGUFRules, Rules, SafetensorsRules
 from nybble.errors import UnsupportedError
+from nybble.formats.output import Progress
 from nybble.text.tokenizer import FolderTokenizerSource
 
 Format = Literal["gguf", "safetensors", "onnx"]
-Progress = Callable[[int, int], None]
 Write = Callable[[Checkpoint, Path, Progress], list[Path]]
 
 DEFAULT_ONNX = "onnx-cpu-fp32"

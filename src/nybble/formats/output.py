@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,9 +16,27 @@ from nybble.errors import NybbleError
 
 PARTIAL = ".partial"
 
+Progress = Callable[[int, int], None]
+"""Called by a writer after each piece with the bytes written so far, and all that will be."""
+
 
 class OutputError(NybbleError):
     """An output exists already, cannot be written, or does not fit on the disk."""
+
+
+class WriteCounter:
+    """Adds up what is written and reports it."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, nbytes: int) -> None:
+        """Note that ``nbytes`` more were written."""
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 @contextmanager

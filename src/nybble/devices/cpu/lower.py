@@ -140,7 +140,7 @@ class Lowering:
     def _weight(self, name: str) -> int:
         index = self._weights.get(name)
         if index is None:
-            tensor = self._converted.pop(name, None) or native_weight(self._tensors[name])
+            tensor = self._converted.pop(name, None) or self._tensors[name]
             rows, columns = tensor.shape
             data = np.ascontiguousarray(tensor.data)
             self.keep_alive.append(data)

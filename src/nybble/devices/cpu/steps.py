@@ -43,6 +43,19 @@ class Step:
         return []
 
 
+class MappingStep(Step):
+    """Base of the steps that read ``x`` and write ``out``; they are fields of each, in its own order."""
+
+    x: Place
+    out: Place
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
 @dataclass
 class EmbeddingStep(Step):
     """Rows of a matrix picked by token."""
@@ -56,7 +69,7 @@ class EmbeddingStep(Step):
 
 
 @dataclass
-class NormStep(Step):
+class NormStep(MappingStep):
     """RMS norm over groups of columns."""
 
     norm: NormWeights
@@ -64,12 +77,6 @@ class NormStep(Step):
     out: Place
     width: int
     group: int
-
-    def reads(self) -> list[Place]:
-        return [self.x]
-
-    def writes(self) -> list[Place]:
-        return [self.out]
 
 
 @dataclass
@@ -148,7 +155,7 @@ class ElementwiseStep(Step):
 
 
 @dataclass
-class GatherColumnsStep(Step):
+class GatherColumnsStep(MappingStep):
     """Columns in the order that a permutation gives."""
 
     permutation: str
@@ -156,15 +163,9 @@ class GatherColumnsStep(Step):
     out: Place
     width: int
 
-    def reads(self) -> list[Place]:
-        return [self.x]
-
-    def writes(self) -> list[Place]:
-        return [self.out]
-
 
 @dataclass
-class ScaleBySequenceStep(Step):
+class ScaleBySequenceStep(MappingStep):
     """Columns times scales and the weights that the row's sequence gives to LoRA adapters, then zeros."""
 
     slots: str
@@ -174,23 +175,11 @@ class ScaleBySequenceStep(Step):
     width: int
     out_width: int
 
-    def reads(self) -> list[Place]:
-        return [self.x]
-
-    def writes(self) -> list[Place]:
-        return [self.out]
-
 
 @dataclass
-class SelectStep(Step):
+class SelectStep(MappingStep):
     """Gathers the rows whose logits are asked for."""
 
     x: Place
     out: Place
     width: int
-
-    def reads(self) -> list[Place]:
-        return [self.x]
-
-    def writes(self) -> list[Place]:
-        return [self.out]

@@ -35,7 +35,8 @@ from nybble.formats.gguf.write_config import (
     differences,
     require_gguf_form,
 )
-from nybble.formats.gguf.writer import Progress, write_file
+from nybble.formats.gguf.writer import write_file
+from nybble.formats.output import Progress
 
 _ARCHITECTURE = "general.architecture"
 _NAME = "general.name"

@@ -9,7 +9,7 @@ files as llama.cpp's ``gguf-split`` does: the first has all metadata, each has `
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +21,13 @@ from nybble.formats.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, 
 from nybble.formats.gguf.split import MAX_PARTS
 from nybble.formats.gguf.tensors import MAX_DIMENSIONS
 from nybble.formats.gguf.write_values import write_string, write_value
+from nybble.formats.output import Progress, WriteCounter
 
 VERSION = 3
 MAX_TENSOR_NAME = 63
 """Bytes of a tensor's name that llama.cpp reads."""
 _ALIGNMENT_KEY = "general.alignment"
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes of tensors that are written, and all that will be."""
 
 
 def write_file(
@@ -64,7 +62,8 @@ def write_file(
     _check_tensors(tensors)
     parts = _parts(tensors, alignment, split_bytes)
     paths = _part_paths(path, len(parts))
-    counter = _Counter(sum(tensor.nbytes for tensor in tensors), progress)
+    counter = WriteCounter(sum(tensor.nbytes for tensor in tensors), progress)
+    counter.add(0)
     for number, (part_path, part) in enumerate(zip(paths, parts, strict=True)):
         values: dict[str, object] = dict(metadata_values) if number == 0 else {}
         if len(parts) > 1:
@@ -80,21 +79,6 @@ def write_file(
                 _write_data(out, tensor, counter)
                 _pad(out, tensor.nbytes, alignment)
     return paths
-
-
-class _Counter:
-    """Adds up what is written and reports it."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done = 0
-        self._total = total
-        self._progress = progress
-        self.add(0)
-
-    def add(self, nbytes: int) -> None:
-        self._done += nbytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 def _write_header(out: BinaryIO, metadata: GGUFMetadata, tensors: Sequence[Tensor], alignment: int) -> None:
@@ -121,7 +105,7 @@ def _write_header(out: BinaryIO, metadata: GGUFMetadata, tensors: Sequence[Tenso
 _PIECE = 16 << 20  # bytes handed to the system at a time: progress moves within large tensors
 
 
-def _write_data(out: BinaryIO, tensor: Tensor, counter: _Counter) -> None:
+def _write_data(out: BinaryIO, tensor: Tensor, counter: WriteCounter) -> None:
     data = tensor.data
     if data.size != tensor.nbytes:
         raise ValueError(f"tensor {tensor.name!r} has {data.size} bytes of data; {tensor.nbytes} are needed")

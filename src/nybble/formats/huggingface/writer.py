@@ -17,7 +17,8 @@ from nybble.checkpoint.tensor import Tensor
 from nybble.formats.huggingface.checkpoint import CONFIG, GENERATION_CONFIG
 from nybble.formats.huggingface.write_config import config_json
 from nybble.formats.json_text import write_object
-from nybble.formats.safetensors.writer import DTYPES, SHARD_BYTES, Progress, write_shards
+from nybble.formats.output import Progress
+from nybble.formats.safetensors.writer import DTYPES, SHARD_BYTES, write_shards
 
 _TORCH_DTYPES = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _PERMUTATION = ".input_permutation"

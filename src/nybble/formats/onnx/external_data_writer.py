@@ -6,13 +6,14 @@ after it is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from nybble.formats.output import Progress
 from nybble.graph.onnx.nodes import Initializer, InitializerGroup
 
 ALIGNMENT = 64
@@ -20,9 +21,6 @@ ALIGNMENT = 64
 PAGE = 4096
 """Of tensors from ``LARGE`` bytes on."""
 LARGE = 1 << 20
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes written so far and the bytes of the whole file."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.errors import UnsupportedError
-from nybble.formats.onnx.external_data_writer import Progress, place, write_external_data
+from nybble.formats.onnx.external_data_writer import place, write_external_data
 from nybble.formats.onnx.genai_config import genai_config, generation_config
 from nybble.formats.onnx.targets import Method, Target, target_named
+from nybble.formats.output import Progress
 from nybble.graph.onnx import lower
 
 MODEL_FILE = "model.onnx"

@@ -7,12 +7,13 @@ are sorted within a dtype, and the header is padded so that the data start at a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nybble.checkpoint.tensor import Tensor
 from nybble.formats.json_text import write_object
 from nybble.formats.mapping import release_pages
+from nybble.formats.output import Progress, WriteCounter
 from nybble.formats.safetensors.header import DTYPE_BITS, ENCODINGS, MAX_HEADER, METADATA
 from nybble.formats.safetensors.reader import INDEX_SUFFIX, SUFFIX
 
@@ -22,9 +23,6 @@ ALIGNMENT = 64
 SHARD_BYTES = 5_000_000_000
 _PIECE = 64 << 20  # bytes written at a time
 _RELEASE = 256 << 20  # bytes after which the sources' pages are given back
-
-Progress = Callable[[int, int], None]
-"""Called after each piece with the bytes of tensors written so far, and all of them."""
 
 
 def write_safetensors(
@@ -48,7 +46,7 @@ def write_safetensors(
     """
     check_dtypes(tensors)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write(tensors, path, metadata or {}, _Counter(progress, total))
+    _write(tensors, path, metadata or {}, _Counter(total, progress))
 
 
 def write_shards(
@@ -68,7 +66,7 @@ def write_shards(
     check_dtypes(tensors)
     shards = _shards(tensors, shard_bytes)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    counter = _Counter(progress, total)
+    counter = _Counter(total, progress)
     if len(shards) == 1:
         path = folder / f"{stem}{SUFFIX}"
         _write(tensors, path, metadata or {}, counter)
@@ -96,23 +94,19 @@ def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-class _Counter:
-    """What was written, told to the caller."""
+class _Counter(WriteCounter):
+    """Gives the sources' pages back from time to time."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        super().__init__(total, progress)
         self._held = 0
 
     def add(self, nbytes: int) -> None:
-        self._done += nbytes
         self._held += nbytes
         if self._held >= _RELEASE:
             release_pages()
             self._held = 0
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        super().add(nbytes)
 
 
 def _shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> list[list[str]]:
