@@ -48,14 +48,15 @@ def make(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, 
     import nybble
 
     source = scratch / "source"
-    nybble.convert(model, source, to="safetensors", encoding="f32", overwrite=True)
-    (source / "nybble.json").unlink(missing_ok=True)  # what GGUF carried must not help
+    if not source.exists():  # a run with --keep was there before
+        nybble.convert(model, source, to="safetensors", encoding="f32")
+        (source / "nybble.json").unlink()  # what GGUF carried must not help
     found: dict[str, dict[str, Path]] = {}
     for target in arguments.targets:
         precision, provider = BUILDER[target]
         ours, theirs = scratch / f"nybble-{target}", scratch / f"builder-{target}"
         if not theirs.exists():
-            command = [arguments.genai_python, "-m", "onnxruntime_genai.models.builder", "-i", source]
+            command = [arguments.genai_python, Path(__file__).with_name("run_builder.py"), "-i", source]
             command += ["-o", theirs, "-p", precision, "-e", provider, "-c", scratch / "cache"]
             environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
             started = time.perf_counter()

@@ -6,7 +6,8 @@ Each conversion runs in a process of its own; the peak is the largest resident s
 saw, pages of mapped files included. FOLDER needs room for a model of each size (2.2 GB with 8 layers,
 7.6 GB with 32) and its outputs; all of it is deleted again. ``--builder`` runs onnxruntime-genai's
 model builder beside the ONNX conversion (needs torch and transformers; its peak with 32 layers is
-above 16 GB).
+above 16 GB). ``--llama-python`` lets llama.cpp quantize nybble's bf16 GGUF file to Q8_0 and measures
+nybble doing the same (that interpreter needs llama-cpp-python).
 """
 
 from __future__ import annotations
@@ -102,7 +103,24 @@ def measure(source: Path, target: Path, options: dict[str, object]) -> dict[str,
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def add_tokenizer(folder: Path) -> None:
+    """Any tokenizer: the builder does not go on without one."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "a",
+        "eos_token": "a",
+        "pad_token": "a",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
 def builder(source: Path, target: Path) -> dict[str, float]:
+    """The builder's time and peak memory; it gets a tokenizer, which stays in the folder."""
+    add_tokenizer(source)
     code = (
         "import resource, subprocess, sys;"
         "subprocess.run([sys.executable, '-m', 'onnxruntime_genai.models.builder', '-i', sys.argv[1],"
@@ -110,10 +128,53 @@ def builder(source: Path, target: Path) -> dict[str, float]:
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
     )
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(source), str(target)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, source, target], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the builder failed: {done.stderr[-2000:]}")
     return {"seconds": time.perf_counter() - started, "peak": float(done.stdout.splitlines()[-1])}
+
+
+LLAMA = """
+import resource, sys, time
+import llama_cpp
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+parameters.nthread = int(sys.argv[3])
+started = time.perf_counter()
+failed = llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), parameters)
+seconds = time.perf_counter() - started
+print(failed, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def llama(python: str, source: Path, target: Path, threads: int) -> dict[str, float]:
+    command = [python, "-c", LLAMA, str(source), str(target), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    failed, seconds, peak = done.stdout.splitlines()[-1].split()
+    if failed != "0":
+        raise SystemExit(f"llama.cpp could not quantize: {done.stderr[-2000:]}")
+    return {"seconds": float(seconds), "peak": float(peak)}
+
+
+def beside_llama(python: str, source: Path, folder: Path, threads: int) -> None:
+    """Rows of both tools for the same file."""
+    middle, target = folder / "bf16.gguf", folder / "q8_0.gguf"
+    try:
+        measure(source, middle, {"to": "gguf"})
+        for name, run in (
+            ("llama.cpp, GGUF bf16 to Q8_0", lambda: llama(python, middle, target, threads)),
+            (
+                "nybble, GGUF bf16 to Q8_0",
+                lambda: measure(middle, target, {"to": "gguf", "encoding": "q8_0"}),
+            ),
+        ):
+            try:
+                found = run()
+            finally:
+                remove_converted(target)
+            print(f"| | {name} | {found['peak'] / 1e6:.0f} MB | | | {found['seconds']:.0f} s |", flush=True)
+    finally:
+        remove_converted(middle)
 
 
 def main() -> None:
@@ -121,6 +182,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="scratch space; what is written there is deleted again")
     parser.add_argument("--layers", type=int, nargs="+", default=[8])
     parser.add_argument("--builder", action="store_true", help="onnxruntime-genai's builder too")
+    parser.add_argument("--llama-python", help="interpreter with llama_cpp: compare with its quantizer")
+    parser.add_argument("--threads", type=int, default=2, help="llama.cpp's")
     arguments = parser.parse_args()
     print("| layers | conversion | peak memory | of it largest tensor | output | time |")
     print("|---|---|---|---|---|---|")
@@ -139,6 +202,8 @@ def main() -> None:
                     f" | {found['nbytes'] / 1e9:.2f} GB | {found['seconds']:.0f} s |",
                     flush=True,
                 )
+            if arguments.llama_python:
+                beside_llama(arguments.llama_python, source, arguments.folder, arguments.threads)
             if arguments.builder:
                 try:
                     found = builder(source, arguments.folder / "builder")

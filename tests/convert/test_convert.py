@@ -27,6 +27,12 @@ def source(tmp_path: Path) -> Path:
     return model_file(tmp_path / "model.gguf")
 
 
+def test_what_llama_cpp_does_otherwise_is_noted(tmp_path: Path) -> None:
+    source = model_file(tmp_path / "model.gguf", FAMILIES["mistral-window"])
+    [note] = convert(source, tmp_path / "copy.gguf", to="gguf").notes
+    assert note.startswith("llama.cpp ignores the sliding window of 7")
+
+
 # -- there and back ------------------------------------------------------------------------------------
 
 

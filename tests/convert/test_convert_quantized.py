@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_into_gguf(name: str, tmp_path: Path) -> None:
         assert kinds <= {"q4_0", "q4_1", "q5_0"}, "four bits do not become eight"
     assert report.relation == "exact"
     assert largest_difference(logits(tmp_path / "x.gguf"), logits(source)) < 1e-5
+
+
+def test_settings_that_are_not_used_are_noted(tmp_path: Path) -> None:
+    source = folder_of("compressed-tensors", tmp_path / "source")
+    file = source / "config.json"
+    config = json.loads(file.read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    file.write_text(json.dumps(config))
+    report = convert(source, tmp_path / "x.gguf", to="gguf")
+    assert report.notes == ("input_activations of the source's quantization_config is not used",)
 
 
 def test_into_onnx(name: str, tmp_path: Path) -> None:

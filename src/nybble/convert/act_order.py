@@ -22,9 +22,7 @@ from nybble.errors import ConversionError
 PERMUTATION = ".input_permutation"
 
 
-def columns_in_order(
-    checkpoint: Checkpoint, form: FormName, choice: Choice
-) -> tuple[Checkpoint, tuple[str, ...]]:
+def columns_in_order(checkpoint: Checkpoint, form: FormName, choice: Choice) -> tuple[Checkpoint, list[str]]:
     """The checkpoint without permutations where the format has no place for them, and notes.
 
     Raises:
@@ -32,7 +30,7 @@ def columns_in_order(
     """
     names = [name for name in checkpoint.tensors if name.endswith(PERMUTATION)]
     if form != "gguf" or not names:
-        return checkpoint, ()
+        return checkpoint, []
     weights = {name.removesuffix(PERMUTATION) + ".weight": name for name in names}
     unnamed = [name for name in weights if choice.named(name) is None and choice.encoding is None]
     if unnamed:
@@ -48,7 +46,7 @@ def columns_in_order(
         if name not in names
     }
     note = f"{len(names)} matrices have their columns back in the order of the inputs (GPTQ's act-order)"
-    return replace(checkpoint, tensors=tensors), (note,)
+    return replace(checkpoint, tensors=tensors), [note]
 
 
 def _in_order(weight: Tensor, permutation: Tensor) -> Tensor:

@@ -141,12 +141,14 @@ def convert(
         )
         formed, changes = in_form(restored.checkpoint, place.rules.form)
         ordered, notes = columns_in_order(formed, place.rules.form, merge.choice)
+        notes += _notes(read)
         plans = make_plan(ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, place, stage.path)
         converted = replace(ordered, tensors=worker.tensors())
         try:
-            files = place.write(converted, stage.path, _meter(progress, output.name, planned_size(plans)))
+            meter = _meter(progress, output.name, planned_size(plans))
+            files = place.write(converted, stage.path, meter, notes.append)
         except ValueError as error:  # a writer that cannot say something in its format
             raise ConversionError(f"{to} cannot hold this model: {error}") from error
         files = [*files, *worker.finish()]
@@ -172,9 +174,20 @@ def convert(
         to=to,
         tensors=tuple(worker.reports()),
         files=(*written, manifest_path(output)),
-        notes=notes,
+        notes=tuple(notes),
         seconds=perf_counter() - started,
     )
+
+
+def _notes(read: Checkpoint) -> list[str]:
+    """What the source asks for that a conversion does not carry."""
+    config = read.metadata.get("huggingface.config")
+    section = config.get("quantization_config") if isinstance(config, Mapping) else None
+    if not isinstance(section, Mapping) or section.get("quant_method") != "compressed-tensors":
+        return []
+    from nybble.formats.huggingface.quantized import unused_settings
+
+    return [f"{key} of the source's quantization_config is not used" for key in unused_settings(section)]
 
 
 # -- tensors -------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from typing import Literal
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.convert.rules import GGUFRules, Rules, SafetensorsRules
 from nybble.errors import UnsupportedError
-from nybble.formats.output import Progress
+from nybble.formats.output import Note, Progress
 from nybble.text.tokenizer import FolderTokenizerSource
 
 Format = Literal["gguf", "safetensors", "onnx"]
-Write = Callable[[Checkpoint, Path, Progress], list[Path]]
+Write = Callable[[Checkpoint, Path, Progress, Note], list[Path]]
 
 DEFAULT_ONNX = "onnx-cpu-fp32"
 """The ONNX target whose types ``onnx`` alone means: nothing is prescribed, so that nothing is lost."""
@@ -28,7 +28,8 @@ class Destination:
     rules: Rules
     is_folder: bool
     write: Write
-    """Writes the checkpoint to a path that is not seen yet; returns the files."""
+    """Writes the checkpoint to a path that is not seen yet; returns the files, and calls for each sentence
+    about what the format cannot say."""
 
     @property
     def keeps_blocks(self) -> bool:
@@ -78,12 +79,13 @@ def destination(
 
 
 def _gguf(split_bytes: int | None) -> Destination:
-    def write(checkpoint: Checkpoint, path: Path, progress: Progress) -> list[Path]:
+    def write(checkpoint: Checkpoint, path: Path, progress: Progress, note: Note) -> list[Path]:
         from nybble.formats.gguf.write_checkpoint import write_gguf
 
         if split_bytes is None:
-            return write_gguf(checkpoint, path, progress=progress)
-        return write_gguf(checkpoint, path / "model.gguf", split_bytes=split_bytes, progress=progress)
+            return write_gguf(checkpoint, path, progress=progress, note=note)
+        file = path / "model.gguf"
+        return write_gguf(checkpoint, file, split_bytes=split_bytes, progress=progress, note=note)
 
     return Destination("gguf", GGUFRules(), split_bytes is not None, write)
 
@@ -95,7 +97,7 @@ def _safetensors(quantization: str | None, split_bytes: int | None) -> Destinati
         if quantization not in METHODS:
             raise UnsupportedError(f"unknown quantization {quantization!r}; known: {', '.join(METHODS)}")
 
-    def write(checkpoint: Checkpoint, path: Path, progress: Progress) -> list[Path]:
+    def write(checkpoint: Checkpoint, path: Path, progress: Progress, note: Note) -> list[Path]:
         from nybble.formats.huggingface.writer import write_huggingface_folder
         from nybble.formats.safetensors.writer import SHARD_BYTES
 
@@ -115,7 +117,7 @@ def _onnx(to: str, method: str | None) -> Destination:
         raise UnsupportedError(f"unknown method {method!r}; known: rtn")
     target = target_named(DEFAULT_ONNX if to == "onnx" else to)
 
-    def write(checkpoint: Checkpoint, path: Path, progress: Progress) -> list[Path]:
+    def write(checkpoint: Checkpoint, path: Path, progress: Progress, note: Note) -> list[Path]:
         from nybble.formats.onnx.write import write_onnx_folder
 
         # The plan has decided about every tensor; the writer rounds nothing that it left float.

@@ -19,6 +19,13 @@ PARTIAL = ".partial"
 Progress = Callable[[int, int], None]
 """Called by a writer after each piece with the bytes written so far, and all that will be."""
 
+Note = Callable[[str], None]
+"""Takes a sentence for the person who asked for the output."""
+
+
+def unheard(sentence: str) -> None:
+    """A Note that nobody hears."""
+
 
 class OutputError(NybbleError):
     """An output exists already, cannot be written, or does not fit on the disk."""

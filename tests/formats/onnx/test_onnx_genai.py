@@ -74,11 +74,12 @@ def test_tiny_models_generate(family: str, target: str, tmp_path: Path) -> None:
     assert_greedy(session, tokens(12), found, [2], 0.5 if target == "onnx-cpu-int4" else 1e-3)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-window"])
-def test_windowed_caches(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral-window", "phi3-window"])
+def test_windowed_caches(family: str, windowed: bool, tmp_path: Path) -> None:
     """A prompt and an answer that are both longer than the window."""
     checkpoint = random_checkpoint(FAMILIES[family])
-    target = replace(TARGETS["onnx-cpu-fp32"], windowed_cache=True)
+    target = replace(TARGETS["onnx-cpu-fp32"], windowed_cache=windowed)
     write_onnx_folder(checkpoint, tmp_path, target=target)
     found = greedy(tmp_path, tokens(15), 25)
     assert_greedy(reference.compile_session(checkpoint), tokens(15), found, [2], 1e-3)
@@ -129,9 +130,7 @@ def test_as_the_builder(case: str, precision: str, provider: str, target: str, t
     )
     assert done.returncode == 0, done.stderr[-2000:]
     checkpoint = to_onnx_form(read_huggingface_checkpoint(tmp_path / "source"))
-    # The builder's caches of sliding layers hold their window alone where the provider can.
-    # Its norms for DirectML are float16.
-    wanted = replace(TARGETS[target], windowed_cache=provider in ("cpu", "cuda"), float32_norms=False)
+    wanted = replace(TARGETS[target], float32_norms=False)  # the builder's for DirectML are float16
     write_onnx_folder(checkpoint, tmp_path / "ours", target=wanted, method="rtn")
     models = [onnx.load(tmp_path / name / "model.onnx") for name in ("builder", "ours")]
     theirs, ours = models

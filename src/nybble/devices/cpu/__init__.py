@@ -70,7 +70,8 @@ def compile_session(
         raise DeviceError(f"context_length is between 1 and {most} for this model, not {context_length}")
 
     graph = build_graph(checkpoint)
-    lowering = Lowering(graph, checkpoint.tensors, context_length, len(checkpoint.adapters))
+    adapters = len(checkpoint.adapters)
+    lowering = Lowering(graph, checkpoint.tensors, context_length, adapters=adapters, threads=threads)
     plan = lowering.run()
     try:
         native = _core.make_session(

@@ -35,14 +35,21 @@ NO_NORM = (_core.NONE, 0.0, 0.0)
 
 
 class Lowering:
-    """Builds one plan. ``keep_alive`` are the arrays that the plan points into."""
+    """Builds one plan. ``keep_alive`` are the arrays that the plan points into; ``threads`` make them."""
 
     def __init__(
-        self, graph: Graph, tensors: Mapping[str, Tensor], context_length: int, adapters: int = 0
+        self,
+        graph: Graph,
+        tensors: Mapping[str, Tensor],
+        context_length: int,
+        *,
+        adapters: int = 0,
+        threads: int = 1,
     ) -> None:
         self._graph = graph
         self._tensors = tensors
         self._context_length = context_length
+        self._threads = threads
         self.plan = _core.Plan()
         self.plan.vocab_size = graph.output.width
         self.plan.context_length = context_length
@@ -133,7 +140,7 @@ class Lowering:
         names |= {step.weight for step in steps if isinstance(step, EmbeddingStep)}
         affine = [name for name in sorted(names) if affine_format(self._tensors[name].encoding.name)]
         if affine:
-            with ThreadPoolExecutor(_core.default_threads()) as pool:
+            with ThreadPoolExecutor(self._threads) as pool:
                 converted = pool.map(native_weight, [self._tensors[name] for name in affine])
                 self._converted = dict(zip(affine, converted, strict=True))
 

@@ -17,6 +17,7 @@ from nybble import _core
 from nybble.devices.base import BatchItem, Sequence, adapter_weights
 from nybble.devices.batch import check_batch
 from nybble.devices.longrope import plan_run
+from nybble.devices.token_sequence import TokenSequence
 from nybble.errors import Cancelled, DeviceError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -25,27 +26,17 @@ if TYPE_CHECKING:
 LOGIT_ROWS = {"none": 0, "last": 1, "all": 2}
 
 
-class CpuSequence:
+class CpuSequence(TokenSequence):
     """One sequence. ``tokens`` is what it holds; the native cache may hold less, never other tokens.
 
     ``lock`` is the session's: changing a sequence from another thread waits for a running forward.
     """
 
-    def __init__(self, native: _core.Sequence, lock: RLock, tokens: list[int], long: bool) -> None:
+    def __init__(self, native: _core.Sequence, lock: RLock, tokens: Items[int], long: bool) -> None:
+        super().__init__(tokens)
         self._lock = lock
         self.native: _core.Sequence | None = native
-        self._tokens = tokens
         self.long = long
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return len(self._tokens)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens, oldest first; a copy."""
-        return list(self._tokens)
 
     @property
     def cache(self) -> _core.Sequence:
@@ -61,7 +52,7 @@ class CpuSequence:
     def fork(self) -> CpuSequence:
         """A copy that shares cache pages until one of the two writes."""
         with self._lock:
-            return CpuSequence(self.cache.fork(), self._lock, list(self._tokens), self.long)
+            return CpuSequence(self.cache.fork(), self._lock, self._tokens, self.long)
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens.
@@ -69,8 +60,7 @@ class CpuSequence:
         Raises:
             ValueError: ``length`` is negative or more than the sequence holds.
         """
-        if not 0 <= length <= len(self._tokens):
-            raise ValueError(f"cannot truncate a sequence of {len(self._tokens)} tokens to {length}")
+        self.check_length(length)
         with self._lock:
             del self._tokens[length:]
             if self.cache.length > length and not self.cache.truncate(length):

@@ -1,7 +1,8 @@
 """Keys and values of one sequence, as OrtValues that stay on the device from step to step.
 
 Two kinds, because decoders come in two. ``SharedCache``: past and present are one buffer that is
-longer than what it holds; the model writes new positions in place (GroupQueryAttention).
+longer than what it holds; the model writes new positions in place (GroupQueryAttention). Of sliding
+layers it may hold the window alone, and can then be continued, but not from an earlier position.
 ``GrowingCache``: the model gives back longer arrays, which become the next step's input.
 A run takes a cache and gives the one that follows it, so that a failed run changes nothing.
 """
@@ -17,7 +18,8 @@ from nybble.devices.onnxruntime.memory import Array, Memory, aligned_zeros
 from nybble.formats.onnx.decoder_io import CachePort
 
 STEP = 256
-"""Positions by which a shared buffer is at least lengthened."""
+"""Positions by which a shared buffer is at least lengthened, and that one for a window has besides it where
+it may: the model then moves the window to the buffer's begin once in so many steps."""
 
 
 class Cache(Protocol):
@@ -32,12 +34,16 @@ class Cache(Protocol):
         """Bytes of all buffers after a run that ends at ``end``."""
         ...
 
+    def kept(self, start: int) -> int:
+        """``start`` if the sequence can go on from there, else 0."""
+        ...
+
     def prepare(self, start: int, end: int) -> Cache:
         """The cache to run with: positions before ``start`` are kept, those before ``end`` have room."""
         ...
 
-    def bind(self) -> Any:
-        """An IOBinding with past and present; the logits are the first of its outputs."""
+    def bind(self, end: int) -> Any:
+        """An IOBinding with past and present, for a run that ends at ``end``; logits are its first output."""
         ...
 
     def after_run(self) -> Cache:
@@ -79,10 +85,25 @@ class Caches:
         """The cache of a new sequence."""
         return SharedCache(self, 0, ()) if self._shared else GrowingCache(self, (), 0, None)
 
+    @property
+    def shortest_window(self) -> int | None:
+        """Positions up to which every cache holds all, each at its place; None: always."""
+        return min((port.window for port in self.ports if port.window is not None), default=None)
+
     def nbytes(self, positions: int) -> int:
-        """Bytes of so many positions."""
-        per_position = sum(port.heads * port.width * np.dtype(port.dtype).itemsize for port in self.ports)
-        return per_position * positions
+        """Bytes of all buffers where those without a window are so long."""
+        return sum(
+            port.heads * port.width * np.dtype(port.dtype).itemsize * self.length(port, positions)
+            for port in self.ports
+        )
+
+    def length(self, port: CachePort, capacity: int) -> int:
+        """Length of a port's buffer where those without a window are ``capacity`` long."""
+        if port.window is None or not capacity:
+            return capacity
+        if not self.memory.is_host:
+            return port.window  # CUDA's kernel wants exactly that
+        return max(port.window, min(port.window + STEP, self.longest))
 
     def capacity(self, positions: int) -> int:
         """Length of a new shared buffer for so many positions and some that follow."""
@@ -99,6 +120,7 @@ class SharedCache:
         self._values: Sequence[Any] = ()
         self._binding: Any = None
         self._on_device = False
+        self._end = 0  # of the last run, also of one that failed
         self.users = 1
 
     @property
@@ -110,6 +132,11 @@ class SharedCache:
         """Bytes of all buffers after a run that ends at ``end``."""
         return self._caches.nbytes(self._next_capacity(end))
 
+    def kept(self, start: int) -> int:
+        """``start``, unless a sliding layer has dropped what was before it."""
+        window = self._caches.shortest_window
+        return start if start == self._end or window is None or self._end <= window else 0
+
     def prepare(self, start: int, end: int) -> SharedCache:
         """This cache if it has room and nobody else uses it, else a copy of what is kept."""
         if end <= self._capacity and self.users == 1:
@@ -118,14 +145,18 @@ class SharedCache:
         old = self._read() if start else [None] * len(self._caches.ports)
         arrays = []
         for port, before in zip(self._caches.ports, old, strict=True):
-            array = aligned_zeros((1, port.heads, capacity, port.width), port.dtype)
+            length = self._caches.length(port, capacity)
+            array = aligned_zeros((1, port.heads, length, port.width), port.dtype)
             if before is not None:
                 array[:, :, :start] = before[:, :, :start]
             arrays.append(array)
-        return SharedCache(self._caches, capacity, arrays)
+        cache = SharedCache(self._caches, capacity, arrays)
+        cache._end = start
+        return cache
 
-    def bind(self) -> Any:
+    def bind(self, end: int) -> Any:
         """The binding, which stays the same from step to step."""
+        self._end = end
         if self._binding is not None:
             return self._binding
         memory = self._caches.memory
@@ -198,17 +229,19 @@ class GrowingCache:
         """Bytes of all arrays after a run that ends at ``end``."""
         return self._caches.nbytes(end)
 
+    def kept(self, start: int) -> int:
+        """``start``: nothing is ever dropped."""
+        return start
+
     def prepare(self, start: int, end: int) -> GrowingCache:
         """A cache that holds exactly ``start`` positions."""
         if start == self._length and self._values:
-            cache = GrowingCache(self._caches, self._values, start, self._source)
-        else:
-            cache = GrowingCache(self._caches, self._cut(start), start, None)
-        cache._end = end
-        return cache
+            return GrowingCache(self._caches, self._values, start, self._source)
+        return GrowingCache(self._caches, self._cut(start), start, None)
 
-    def bind(self) -> Any:
+    def bind(self, end: int) -> Any:
         """A new binding: its outputs must outlive the next run."""
+        self._end = end
         memory = self._caches.memory
         binding = self._caches.begin_binding()
         for port, value in zip(self._caches.ports, self._values, strict=True):

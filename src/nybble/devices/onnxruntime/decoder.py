@@ -69,7 +69,7 @@ class Decoder:
         """
         count = len(tokens)
         cache = cache.prepare(start, max(start + count, mask_length))
-        binding = cache.bind()
+        binding = cache.bind(start + count)
         given_rows = 1 if self._io.last_row_only or (rows != "all" and self._keeps_rows) else count
         if given_rows == 1:
             binding.bind_ortvalue_output(self._io.logits.name, self._row_value)

@@ -21,6 +21,7 @@ from nybble.devices.onnxruntime.cache import Cache
 from nybble.devices.onnxruntime.decoder import Decoder
 from nybble.devices.onnxruntime.placement import Placement
 from nybble.devices.onnxruntime.providers import Runs
+from nybble.devices.token_sequence import TokenSequence
 from nybble.errors import (
     Cancelled,
     DeviceError,
@@ -35,34 +36,19 @@ STEP_COST = 16
 """About how many tokens of a prompt a GPU computes while it decodes one."""
 
 
-class OnnxRuntimeSequence:
+class OnnxRuntimeSequence(TokenSequence):
     """One sequence. Of ``tokens``, the first ``cached`` are in the cache; the others run again when used.
 
     ``lock`` is the session's. ``long``: the cache was computed for more than the model's switch length.
     """
 
     def __init__(self, owner: OnnxRuntimeSession, lock: RLock, cache: Cache) -> None:
+        super().__init__()
         self.owner = owner
         self._lock = lock
         self._cache: Cache | None = cache
-        self._tokens: list[int] = []
         self.cached = 0
         self.long = False
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return len(self._tokens)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens, oldest first; a copy."""
-        return list(self._tokens)
-
-    @property
-    def held(self) -> Items[int]:
-        """The tokens themselves, not to be changed."""
-        return self._tokens
 
     @property
     def cache(self) -> Cache:
@@ -90,8 +76,7 @@ class OnnxRuntimeSequence:
         Raises:
             ValueError: ``length`` is negative or more than the sequence holds.
         """
-        if not 0 <= length <= len(self._tokens):
-            raise ValueError(f"cannot truncate a sequence of {len(self._tokens)} tokens to {length}")
+        self.check_length(length)
         with self._lock:
             _ = self.cache
             del self._tokens[length:]
@@ -245,6 +230,8 @@ class OnnxRuntimeSession:
                 if part.cache is not None:
                     part.sequence.commit(part.item.tokens, part.cache, part.long)
             rows = [row for part in parts for row in part.logits]
+            if len(rows) == 1:
+                return rows[0]
             return np.concatenate(rows) if rows else np.empty((0, self.vocab_size), np.float32)
 
     def _check(self, batch: Items[BatchItem]) -> None:
@@ -260,7 +247,7 @@ class OnnxRuntimeSession:
         sequence = _own(item.sequence)
         held = sequence.held
         run = plan_run(self._longrope, held, sequence.long, item.tokens)
-        start = 0 if run.repeated else sequence.cached
+        start = 0 if run.repeated else sequence.cache.kept(sequence.cached)
         new = len(held) - start + len(item.tokens)
         if self.runs == "whole or one" and new > 1 and start + new < STEP_COST * new:
             start = 0

@@ -15,6 +15,7 @@ from nybble.devices.base import BatchItem, adapter_weights
 from nybble.devices.base import Sequence as AnySequence
 from nybble.devices.batch import check_batch
 from nybble.devices.longrope import Run, longrope_of, plan_run
+from nybble.devices.token_sequence import TokenSequence
 from nybble.errors import Cancelled, DeviceError
 from nybble.graph import Graph, Node, reference
 from nybble.graph.rotary import rotary_frequencies
@@ -23,25 +24,17 @@ from nybble.models import build_graph
 Floats = npt.NDArray[np.float32]
 
 
-class ReferenceSequence:
+class ReferenceSequence(TokenSequence):
     """Tokens and, for each layer, keys and values (length, key_value_heads * head_dim)."""
 
     def __init__(self, adapters: tuple[float, ...] = ()) -> None:
+        super().__init__()
         self.adapters = adapters
         """The weight of each LoRA adapter."""
         self.cache: dict[int, tuple[Floats, Floats]] = {}
         self.long = False
         """Which divisors of LongRoPE the keys were rotated with."""
-        self._tokens: list[int] = []
         self.closed = False
-
-    @property
-    def length(self) -> int:
-        return len(self._tokens)
-
-    @property
-    def tokens(self) -> list[int]:
-        return list(self._tokens)
 
     def fork(self) -> ReferenceSequence:
         """A copy; the arrays are shared, for nothing writes into them."""
@@ -57,8 +50,7 @@ class ReferenceSequence:
             ValueError: ``length`` is negative or more than the sequence has.
         """
         self.check_open()
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a sequence of {self.length} tokens to {length}")
+        self.check_length(length)
         del self._tokens[length:]
         self.cache = {layer: (k[:length], v[:length]) for layer, (k, v) in self.cache.items()}
 

@@ -26,6 +26,7 @@ from nybble.formats.gguf.general_keys import (
     sampling_keys,
     size_label,
 )
+from nybble.formats.gguf.llama_cpp_notes import llama_cpp_notes
 from nybble.formats.gguf.metadata import GGUFMetadata, metadata_types
 from nybble.formats.gguf.names import LAYER_NAMES, gguf_name
 from nybble.formats.gguf.write_config import (
@@ -36,7 +37,7 @@ from nybble.formats.gguf.write_config import (
     require_gguf_form,
 )
 from nybble.formats.gguf.writer import write_file
-from nybble.formats.output import Progress
+from nybble.formats.output import Note, Progress, unheard
 
 _ARCHITECTURE = "general.architecture"
 _NAME = "general.name"
@@ -57,6 +58,7 @@ def write_gguf(
     *,
     split_bytes: int | None = None,
     progress: Progress | None = None,
+    note: Note = unheard,
 ) -> list[Path]:
     """Writes a checkpoint as a GGUF file, or as several.
 
@@ -66,6 +68,8 @@ def write_gguf(
         path: the file; see ``writer.write_file`` for the names of parts.
         split_bytes: most bytes of tensors in one file; None: one file.
         progress: called with the bytes of tensors that are written, and all that will be.
+        note: called with each sentence about what GGUF cannot say of this model's tokenizer, and what
+            llama.cpp does otherwise with such a model.
 
     Returns:
         The files that were written.
@@ -77,7 +81,9 @@ def write_gguf(
     """
     checkpoint.require_no_adapters()
     tensors = gguf_tensors(checkpoint)
-    metadata = gguf_metadata(checkpoint, tensors)
+    metadata = gguf_metadata(checkpoint, tensors, note)
+    for sentence in llama_cpp_notes(checkpoint.config):
+        note(sentence)
     return write_file(Path(path), metadata, tensors, split_bytes=split_bytes, progress=progress)
 
 
@@ -120,8 +126,8 @@ def _place(name: str, order: Sequence[str]) -> tuple[int, int, int, str]:
     return 0 if name.startswith("token_embd.") else 2, 0, int(name.startswith("output.")), name
 
 
-def gguf_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> GGUFMetadata:
-    """The metadata of the file; ``tensors`` as ``gguf_tensors`` gives them.
+def gguf_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor], note: Note = unheard) -> GGUFMetadata:
+    """The metadata of the file; ``tensors`` as ``gguf_tensors`` gives them, ``note`` as for ``write_gguf``.
 
     Raises:
         ValueError: the checkpoint is not in GGUF form.
@@ -131,7 +137,7 @@ def gguf_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> GGUFMeta
     is_kept = _ARCHITECTURE in checkpoint.metadata
     values = _kept(checkpoint, by_name) if is_kept else _new(checkpoint, tensors)
     _describe_encodings(values, tensors)
-    _add_tokenizer(checkpoint, values)
+    _add_tokenizer(checkpoint, values, note)
     if not is_kept:
         _avoid_phi3_name(values)
     check_config(checkpoint.config, values, by_name)
@@ -198,7 +204,7 @@ def _describe_encodings(values: dict[str, object], tensors: Sequence[Tensor]) ->
         values.pop(_QUANTIZATION_VERSION, None)
 
 
-def _add_tokenizer(checkpoint: Checkpoint, values: dict[str, object]) -> None:
+def _add_tokenizer(checkpoint: Checkpoint, values: dict[str, object], note: Note) -> None:
     """Tokenizer and chat templates: the source's own keys, or what ``text/write_gguf.py`` makes."""
     from nybble.text.tokenizer import GGUFTokenizerSource
 
@@ -211,11 +217,14 @@ def _add_tokenizer(checkpoint: Checkpoint, values: dict[str, object]) -> None:
                 del values[key]
             values |= own
     elif tokenizer is not None:
-        from nybble.text.write_gguf import gguf_tokenizer_metadata
+        from nybble.text.write_gguf import gguf_tokenizer
 
         for key in [key for key in values if key.startswith(_TOKENIZER)]:
             del values[key]
-        values |= gguf_tokenizer_metadata(checkpoint)
+        made = gguf_tokenizer(checkpoint)
+        values |= made.metadata
+        for sentence in made.notes:
+            note(sentence)
     _set_templates(checkpoint, values)
 
 

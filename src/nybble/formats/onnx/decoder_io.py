@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nybble.errors import FormatError, UnsupportedError
@@ -64,13 +64,18 @@ class Port:
 
 @dataclass(frozen=True)
 class CachePort:
-    """One cache: keys or values of one layer, (1, ``heads``, length, ``width``)."""
+    """One cache: keys or values of one layer, (1, ``heads``, length, ``width``).
+
+    ``window``: the model keeps this many of the last positions, wherever it likes in a buffer that is at
+    least as long (``sliding_window_cache``); None: all of them, each at its place.
+    """
 
     past: str
     present: str
     dtype: str
     heads: int
     width: int
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def decoder_io(graph: onnx.GraphProto, genai: Mapping[str, object], where: str) 
     ports = {value.name: _port(value, where) for value in graph.input if value.name not in constants}
     outputs = {value.name: _port(value, where) for value in graph.output}
     roles = _roles(decoder, ports)
-    caches = _caches(decoder, ports, outputs, where)
+    caches = _with_windows(_caches(decoder, ports, outputs, where), graph, where)
     used = {port.name for port in roles.values()} | {cache.past for cache in caches}
     if unknown := sorted(set(ports) - used):
         raise UnsupportedError(
@@ -131,11 +136,17 @@ def decoder_io(graph: onnx.GraphProto, genai: Mapping[str, object], where: str) 
     vocab_size = logits.shape[2] if isinstance(logits.shape[2], int) else model.integer("vocab_size", None)
     if vocab_size is None:
         raise UnsupportedError(f"{where}: neither the logits' shape nor genai_config.json tells vocab_size")
+    shares_buffers = _shares_buffers(graph, genai, caches, where)
+    if not shares_buffers and any(cache.window for cache in caches):
+        raise UnsupportedError(
+            f"{where}: caches of sliding layers keep their window only, but past and present may not share"
+            " buffers (past_present_share_buffer)"
+        )
     return DecoderIO(
         inputs=roles,
         logits=logits,
         caches=caches,
-        shares_buffers=_shares_buffers(graph, genai, caches, where),
+        shares_buffers=shares_buffers,
         switch=length_switch(graph, {port.name: role for role, port in roles.items()}, where),
         vocab_size=vocab_size,
         context_length=model.integer("context_length", None),
@@ -235,6 +246,21 @@ def _cache(past: Port, present: Port, decoder: Fields, where: str) -> CachePort:
     if not 0 < heads <= 65536 or not 0 < width <= 65536:
         raise FormatError(f"{where}: {past.name} has {heads} heads of {width}, which makes no sense")
     return CachePort(past.name, present.name, past.dtype, heads, width)
+
+
+def _with_windows(caches: Sequence[CachePort], graph: onnx.GraphProto, where: str) -> tuple[CachePort, ...]:
+    """The caches, with the windows of those that attention keeps short."""
+    windows: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type != "GroupQueryAttention" or len(node.input) < 5:
+            continue
+        values = {attribute.name: attribute.i for attribute in node.attribute}
+        if values.get("sliding_window_cache"):
+            window = values.get("local_window_size", -1)
+            if not 0 < window <= 1 << 24:
+                raise FormatError(f"{where}: {node.name} keeps a window of {window} positions")
+            windows |= dict.fromkeys(node.input[3:5], window)
+    return tuple(replace(cache, window=windows.get(cache.past)) for cache in caches)
 
 
 def _check_lengths(roles: Mapping[str, Port], where: str) -> None:

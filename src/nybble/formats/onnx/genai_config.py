@@ -69,10 +69,11 @@ def genai_config(
         "type": MODEL_TYPES.get(config.architecture, config.architecture),
         "vocab_size": config.vocab_size,
     }
-    sliding = [layer for layer in range(config.num_hidden_layers) if config.layer_window(layer) is not None]
-    if target.windowed_cache and sliding:
+    windows = {layer: target.cache_window(config, layer) for layer in range(config.num_hidden_layers)}
+    sliding = [layer for layer, window in windows.items() if window is not None]
+    if sliding:
         model["decoder"]["sliding_window"] = {
-            "window_size": config.sliding_window,
+            "window_size": windows[sliding[0]],
             "slide_key_value_cache": False,
             "slide_inputs": False,
             "layers": sliding,

@@ -36,8 +36,8 @@ def cache_outputs(lowering: Lowering) -> list[OnnxValue]:
 def cache_shape(lowering: Lowering, layer: int, which: str) -> tuple[str, int, str, int]:
     """(batch, key-value heads, tokens, head_dim); ``which``: past or total."""
     config = lowering.config
-    windowed = lowering.target.windowed_cache and config.layer_window(layer) is not None
-    length = f"{which}_{'sliding' if windowed else 'sequence'}_length"
+    window = lowering.target.cache_window(config, layer)
+    length = f"{which}_{'sequence' if window is None else 'sliding'}_length"
     return "batch_size", config.num_key_value_heads, length, config.head_dim
 
 
@@ -60,7 +60,8 @@ def attention(lowering: Lowering, node: Node) -> None:
     past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
     present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
     window = attributes["window"]
-    windowed = {"sliding_window_cache": 1} if window is not None and lowering.target.windowed_cache else {}
+    kept = lowering.target.cache_window(lowering.config, layer)
+    windowed = {} if kept is None else {"sliding_window_cache": 1}
     lowering.node_with(
         "GroupQueryAttention",
         [*inputs, *past, *lengths(lowering), cos, sin],

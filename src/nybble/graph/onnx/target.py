@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from nybble.checkpoint.config import ModelConfig
 
 Method = Literal["rtn"]
 """How float weights become int4: round to nearest."""
@@ -37,9 +40,16 @@ class Target:
     portable: bool = False
     """Whether only standard operators are used."""
     windowed_cache: bool = False
-    """Whether sliding layers keep only their window (``sliding_window_cache``): less memory in
-    onnxruntime-genai, but ONNX Runtime before 1.31 cannot load it, and callers must hold such caches."""
+    """Whether sliding layers keep only their window (``sliding_window_cache``): less memory, but ONNX
+    Runtime before 1.31 cannot load it, and callers must hold such caches."""
     opset: int = 22
     ir_version: int = 10
     provider_options: Mapping[str, str] = field(default_factory=dict)
     """For genai_config.json."""
+
+    def cache_window(self, config: ModelConfig, layer: int) -> int | None:
+        """Positions that the cache of a layer keeps; None: all."""
+        window = config.layer_window(layer)
+        if not self.windowed_cache or window is None or window >= config.max_position_embeddings:
+            return None
+        return window
