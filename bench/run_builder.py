@@ -22,7 +22,7 @@ def make_rope_init(self: Any, config: Any) -> None:
     parameters = getattr(config, "rope_parameters", None)
     if isinstance(parameters, dict) and "full_attention" in parameters:
         config.rope_local_base_freq = parameters["sliding_attention"]["rope_theta"]
-        config.rope_theta = parameters["full_attention"]["rope_theta"]
+        self.rope_attrs["theta"] = parameters["full_attention"]["rope_theta"]
         config.rope_parameters = dict(parameters["full_attention"])
     original(self, config)
 

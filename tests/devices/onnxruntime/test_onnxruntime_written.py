@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,12 @@ from nybble.checkpoint.forms import to_onnx_form
 from nybble.devices.base import BatchItem
 from nybble.devices.onnxruntime import cache
 from nybble.devices.reference import compile_session as reference
+from nybble.formats.onnx.targets import TARGETS
 from nybble.formats.onnx.write import write_onnx_folder
 from support.random_checkpoints import FAMILIES, LONGROPE, random_checkpoint, tokens
 
 NAMES = ("llama", "phi3-longrope", "phi3-longrope-window", "qwen2", "mistral-window")
+WINDOWED = replace(TARGETS["onnx-cpu-fp32"], windowed_cache=True)
 SWITCH = LONGROPE.original_max_position_embeddings
 
 
@@ -41,7 +45,7 @@ def test_windows_that_are_dropped(tmp_path, monkeypatch, name, step):
     """Sequences that go back behind their window, and forks of them, run again what is gone."""
     monkeypatch.setattr(cache, "STEP", step)
     checkpoint = random_checkpoint(FAMILIES[name])
-    write_onnx_folder(to_onnx_form(checkpoint), tmp_path / "model", target="onnx-cpu-fp32")
+    write_onnx_folder(to_onnx_form(checkpoint), tmp_path / "model", target=WINDOWED)
     session, expected = start(tmp_path / "model"), reference(checkpoint)
     assert any(port.window for port in session._io.caches)
     ids = tokens(40)
@@ -71,7 +75,7 @@ def test_windows_that_are_dropped(tmp_path, monkeypatch, name, step):
 def test_a_run_that_failed_does_not_leave_a_half_window(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "STEP", 1)
     checkpoint = random_checkpoint(FAMILIES["mistral-window"])
-    write_onnx_folder(to_onnx_form(checkpoint), tmp_path / "model", target="onnx-cpu-fp32")
+    write_onnx_folder(to_onnx_form(checkpoint), tmp_path / "model", target=WINDOWED)
     session, expected = start(tmp_path / "model"), reference(checkpoint)
     monkeypatch.setattr("nybble.devices.onnxruntime.session.MAX_ROWS", 4)
     sequence, other = session.new_sequence(), expected.new_sequence()

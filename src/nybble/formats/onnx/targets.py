@@ -25,15 +25,13 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 weights="int4",
                 accuracy_level=4,
                 method="rtn",
-                windowed_cache=True,
             ),
-            Target("onnx-cpu-fp32", "ONNX Runtime on CPUs: float32", "f32", windowed_cache=True),
+            Target("onnx-cpu-fp32", "ONNX Runtime on CPUs: float32", "f32"),
             Target(
                 "onnx-cuda-fp16",
                 "ONNX Runtime on NVIDIA GPUs: float16",
                 "f16",
                 provider="cuda",
-                windowed_cache=True,
                 provider_options={"enable_cuda_graph": "0"},
             ),
             Target(
@@ -43,7 +41,6 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 provider="cuda",
                 weights="int4",
                 method="rtn",
-                windowed_cache=True,
                 provider_options={"enable_cuda_graph": "0"},
             ),
             Target(

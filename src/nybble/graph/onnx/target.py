@@ -40,8 +40,9 @@ class Target:
     portable: bool = False
     """Whether only standard operators are used."""
     windowed_cache: bool = False
-    """Whether sliding layers keep only their window (``sliding_window_cache``): less memory, but ONNX
-    Runtime before 1.31 cannot load it, and callers must hold such caches."""
+    """Whether sliding layers keep only their window (``sliding_window_cache``): less memory for long
+    contexts, but ONNX Runtime before 1.31 cannot load it, callers must hold such caches, and
+    onnxruntime-genai fails where max_length is below the window."""
     opset: int = 22
     ir_version: int = 10
     provider_options: Mapping[str, str] = field(default_factory=dict)
