@@ -40,6 +40,8 @@ constexpr EncodingInfo table[] = {
     {"int4_g32_f16_z", 32, 19},
     {"int4_g32_f32_z", 32, 21},
     {"int8_g32_f32", 32, 36},
+    {"int4_g32_f32_m", 32, 24},
+    {"int8_g32_f32_m", 32, 40},
 };
 
 static_assert(sizeof(table) / sizeof(table[0]) == static_cast<size_t>(Encoding::count));

@@ -1,5 +1,6 @@
 // Encodings that kernels understand, by the names of nybble.checkpoint.encodings. Of the affine ones
-// (int4_g32_f32 and so on) only groups of 32; their zero points are at most 16 (max_zero_point).
+// (int4_g32_f32 and so on) only groups of 32; their zero points are at most 16 (max_zero_point), and codes
+// beside a minimum at most 127 (max_code_with_minimum).
 #pragma once
 
 #include <cstddef>
@@ -43,12 +44,17 @@ enum class Encoding : int32_t {
     int4_g32_f16_z,
     int4_g32_f32_z,
     int8_g32_f32,
+    int4_g32_f32_m,
+    int8_g32_f32_m,
     count,
 };
 
 // The largest zero point of the 4-bit affine encodings here: AWQ's and ONNX's fit in 4 bits, GPTQ's is
 // one more.
 constexpr int max_zero_point = 16;
+
+// The largest code of int8_g32_f32_m: kernels multiply signed bytes. GGUF's are of five bits.
+constexpr int max_code_with_minimum = 127;
 
 struct EncodingInfo {
     const char* name;

@@ -1,5 +1,6 @@
 // Block layouts of the affine encodings with groups of 32, in the form of blocks.h. They come from
-// AWQ, GPTQ, compressed-tensors and ONNX files; nybble.checkpoint.encodings.affine describes them.
+// AWQ, GPTQ, compressed-tensors and ONNX files (those with a minimum from GGUF through ONNX);
+// nybble.checkpoint.encodings.affine describes them.
 #pragma once
 
 #include "kernels/blocks.h"
@@ -46,6 +47,28 @@ struct BlockInt8F32 {
     static void unpack(const uint8_t* block, int8_t* q, float* scale, float*) {
         fill_groups(scale, 2, read_f32(block));
         for (int i = 0; i < 32; ++i) q[i] = static_cast<int8_t>(block[4 + i] - 128);
+    }
+};
+
+// | scale float32 4 | minimum float32 4 | nibbles 16 |    x = scale * q + minimum
+struct BlockInt4F32M {
+    static constexpr int size = 32, bytes = 24;
+    static constexpr bool has_minimum = true;
+    static void unpack(const uint8_t* block, int8_t* q, float* scale, float* minimum) {
+        fill_groups(scale, 2, read_f32(block));
+        fill_groups(minimum, 2, read_f32(block + 4));
+        unpack_nibbles(block + 8, 0, q);
+    }
+};
+
+// | scale float32 4 | minimum float32 4 | bytes 32, at most 127 |    x = scale * q + minimum
+struct BlockInt8F32M {
+    static constexpr int size = 32, bytes = 40;
+    static constexpr bool has_minimum = true;
+    static void unpack(const uint8_t* block, int8_t* q, float* scale, float* minimum) {
+        fill_groups(scale, 2, read_f32(block));
+        fill_groups(minimum, 2, read_f32(block + 4));
+        memcpy(q, block + 8, 32);
     }
 };
 

@@ -247,6 +247,8 @@ NYBBLE_ALWAYS_INLINE void for_each_common_block(const Visit& visit) {
     visit(BlockInt4F16Z{}, Encoding::int4_g32_f16_z);
     visit(BlockInt4F32Z{}, Encoding::int4_g32_f32_z);
     visit(BlockInt8F32{}, Encoding::int8_g32_f32);
+    visit(BlockInt4F32M{}, Encoding::int4_g32_f32_m);
+    visit(BlockInt8F32M{}, Encoding::int8_g32_f32_m);
 }
 
 // The same for the others, none of which has a minimum.

@@ -90,6 +90,8 @@ std::vector<int> half_positions(Encoding encoding) {
         case Encoding::int4_g32_f32:
         case Encoding::int4_g32_f32_z:
         case Encoding::int8_g32_f32:
+        case Encoding::int4_g32_f32_m:
+        case Encoding::int8_g32_f32_m:
         case Encoding::mxfp4:
         case Encoding::nvfp4:
         case Encoding::q8_k:
@@ -129,6 +131,16 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
             encoding == Encoding::int8_g32_f32) {
             const float scale = static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) * 1e-3f;
             std::memcpy(block, &scale, 4);
+        }
+        if (encoding == Encoding::int4_g32_f32_m || encoding == Encoding::int8_g32_f32_m) {
+            for (int at = 0; at < 8; at += 4) {
+                const float number = static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) * 1e-3f;
+                std::memcpy(block + at, &number, 4);
+            }
+        }
+        if (encoding == Encoding::int8_g32_f32_m) {
+            for (int at = 8; at < 40; ++at)
+                block[at] = static_cast<uint8_t>(block[at] & max_code_with_minimum);
         }
         if (encoding == Encoding::int4_g32_f32_z)
             block[4] = static_cast<uint8_t>(block[4] % (max_zero_point + 1));

@@ -62,13 +62,26 @@ def test_every_family_computes_the_same_and_comes_back(family: str, tmp_path: Pa
     assert (tmp_path / "back.gguf").read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize(("weights", "there"), [("q4_0", "int4_g32_f32"), ("q8_0", "int8_g32_f32")])
-def test_gguf_comes_back_from_onnx(weights: str, there: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "there"),
+    [
+        ("q4_0", "int4_g32_f32"),
+        ("q8_0", "int8_g32_f32"),
+        ("q4_1", "int4_g32_f32_m"),
+        ("q5_1", "int8_g32_f32_m"),
+        ("q4_k", "int4_g32_f32_m"),
+        ("q5_k", "int8_g32_f32_m"),
+    ],
+)
+@pytest.mark.parametrize("to", ["onnx", "onnx-portable"])
+def test_gguf_comes_back_from_onnx(weights: str, there: str, to: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    source = model_file(tmp_path / "model.gguf", weights=weights)
-    report = convert(source, tmp_path / "onnx", to="onnx")
+    config = WIDE if weights.endswith("_k") else FAMILIES["llama"]
+    source = model_file(tmp_path / "model.gguf", config, weights=weights)
+    report = convert(source, tmp_path / "onnx", to=to)
     assert report.relation == "exact"
     assert {t.target for t in report.tensors if ".q_proj." in t.name} == {there}
+    assert largest_difference(logits(tmp_path / "onnx"), logits(source)) < 1e-5
     convert(tmp_path / "onnx", tmp_path / "back.gguf", to="gguf")
     one, other = read_checkpoint(source), read_checkpoint(tmp_path / "back.gguf")
     for name, tensor in one.tensors.items():
@@ -124,6 +137,31 @@ def test_changed_weights_are_not_taken_for_the_old_ones(tmp_path: Path) -> None:
     kinds = {tensor.target for tensor in report.tensors}
     assert "q6_k" in kinds and "f32" in kinds
     assert largest_difference(logits(tmp_path / "back.gguf"), logits(before)) < 1e-5
+
+
+def test_minima_find_gguf_again_without_a_manifest(tmp_path: Path) -> None:
+    """What a folder's weights are is enough: no other program's GGUF encodings are asked for."""
+    pytest.importorskip("onnx")
+    for weights in ("q4_1", "q4_k", "q5_k"):
+        source = model_file(tmp_path / f"{weights}.gguf", WIDE, weights=weights)
+        convert(source, tmp_path / weights, to="onnx")
+        (tmp_path / weights / "nybble.json").unlink()
+        report = convert(tmp_path / weights, tmp_path / f"{weights}-back.gguf", to="gguf")
+        assert report.relation == "exact"
+        assert {t.target for t in report.tensors if ".q_proj." in t.name} == {weights}
+
+
+def test_minima_have_no_place_in_quantized_folders(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    source = model_file(tmp_path / "model.gguf", weights="q4_1")
+    convert(source, tmp_path / "onnx", to="onnx")
+    with pytest.raises(ConversionError, match="14 of 21 tensors") as caught:
+        convert(tmp_path / "onnx", tmp_path / "out", to="safetensors", quantization="compressed-tensors")
+    assert "int4_g32_f32_m" in str(caught.value)
+    report = convert(tmp_path / "onnx", tmp_path / "out", to="safetensors")
+    assert report.relation == "exact"  # as float32
+    with pytest.raises(ConversionError, match="cannot hold it as int4_g32_f16_m"):
+        convert(source, tmp_path / "x", to="safetensors", encoding="int4_g32_f16_m")
 
 
 # -- encodings -----------------------------------------------------------------------------------------
@@ -223,8 +261,8 @@ def test_options_that_do_not_go_together(
 
 def test_an_awq_target_takes_no_rounding_unasked(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    for weights in ("f16", "q4_1"):
-        source = model_file(tmp_path / f"{weights}.gguf", weights=weights)
+    for weights in ("f16", "q4_k"):
+        source = model_file(tmp_path / f"{weights}.gguf", WIDE, weights=weights)
         with pytest.raises(ConversionError, match="rtn"):
             convert(source, tmp_path / "out", to="onnx-dml-int4")
         report = convert(source, tmp_path / weights, to="onnx-dml-int4", method="rtn")

@@ -41,6 +41,16 @@ ALWAYS = [
     ("int2_g32_f16", "int4_g32_f16"),
     ("int8_g256_f16", "q8_0"),
     ("int8_g32_f16", "q8_0"),
+    ("q4_1", "int4_g32_f16_m"),
+    ("int4_g32_f16_m", "q4_1"),
+    ("q4_1", "int4_g32_f32_m"),
+    ("q4_1", "int8_g16_f32_m"),
+    ("q5_1", "int8_g32_f16_m"),
+    ("q5_1", "int8_g32_f32_m"),
+    ("q4_k", "int4_g32_f32_m"),
+    ("q4_k", "int8_g8_f32_m"),
+    ("q5_k", "int8_g32_f32_m"),
+    ("int4_g64_bf16_m", "int8_g32_f32_m"),
 ]
 BY_DATA = [
     ("q4_1", "int4_g32_f16_z"),
@@ -63,6 +73,18 @@ BY_DATA = [
     ("int4_g32_f32_z", "q4_k"),
     ("int8_g32_f32_z", "q5_k"),
     ("int4_g32_f16", "q4_k"),
+    ("int4_g32_f32_m", "q4_1"),
+    ("int4_g32_f16_m", "q5_1"),
+    ("int4_g32_f32_m", "q4_k"),
+    ("int8_g32_f32_m", "q5_k"),
+    ("int8_g32_f32_m", "q5_1"),
+    ("int4_g32_f32_m", "int4_g32_f16_m"),
+    ("int4_g32_f32_m", "int4_g64_f32_m"),
+    ("int4_g32_f32_m", "int4_g32_f32_z"),
+    ("int4_g32_f32_z", "int4_g32_f32_m"),
+    ("int4_g32_f16_m", "q4_0"),
+    ("q4_0", "int4_g32_f16_m"),
+    ("q4_k", "int4_g32_f16_m"),
 ]
 
 
@@ -73,6 +95,8 @@ def blocks(kind: str, raw: Bytes) -> Bytes:
     form = affine_format(kind)
     places = {"q6_k": [208], "q4_1": [0, 2], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}.get(kind, [0])
     width = 2 if form is None else form.scale_bytes
+    if form is not None and form.has_minimum:
+        places = [0, width]
     for place in places:
         # The exponent never all ones: neither infinite nor not a number.
         data[:, place + width - 1] &= np.uint8(0xBF)
@@ -192,6 +216,56 @@ def test_k_types_whose_minima_are_multiples(kind: str, target: str, seed: int) -
     np.testing.assert_array_equal(bits(kind, flat), bits(kind, back))
 
 
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("q4_1", "int4_g32_f32_m"), ("q5_1", "int8_g32_f32_m"), ("q5_1", "int8_g32_f16_m")],
+)
+@given(raw=random_bytes)
+@settings(max_examples=20, deadline=None)
+def test_blocks_with_a_minimum_come_back_byte_for_byte(kind: str, target: str, raw: Bytes) -> None:
+    data = blocks(kind, raw)
+    there = transcode(data, kind, target, COLUMNS)
+    assert not isinstance(there, Inexact)
+    back = transcode(there, target, kind, COLUMNS)
+    assert not isinstance(back, Inexact)
+    assert back.tobytes() == data.tobytes()
+
+
+@pytest.mark.parametrize(("kind", "target"), [("q4_k", "int4_g32_f32_m"), ("q5_k", "int8_g32_f32_m")])
+@given(raw=random_bytes, zeros=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_k_types_with_any_minima_are_found_again(kind: str, target: str, raw: Bytes, zeros: bool) -> None:
+    """Any signs of scale and minimum; with ``zeros`` half of the minima are 0."""
+    data = blocks(kind, raw)
+    if zeros:
+        data.reshape(-1, encoding(kind).block_bytes)[:, 8:12] = 0
+    there = transcode(data, kind, target, COLUMNS)
+    assert not isinstance(there, Inexact), there
+    np.testing.assert_array_equal(bits(kind, data), bits(target, there))
+    back = transcode(there, target, kind, COLUMNS)
+    assert not isinstance(back, Inexact), back
+    np.testing.assert_array_equal(bits(kind, data), bits(kind, back))
+
+
+@pytest.mark.parametrize(("kind", "target"), [("q4_k", "int4_g32_f32_m"), ("q5_k", "int8_g32_f32_m")])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_k_types_as_quantizers_make_them_come_back_byte_for_byte(kind: str, target: str, seed: int) -> None:
+    """The largest scale and the largest minimum are 63, as in llama.cpp's quantizer."""
+    generator = np.random.default_rng(seed)
+    count = 4
+    data = generator.integers(0, 256, (count, encoding(kind).block_bytes), np.uint8)
+    data[:, 0:2] = halves(generator, count).view(np.uint8).reshape(count, 2)
+    data[:, 2:4] = halves(generator, count).view(np.uint8).reshape(count, 2)
+    data[:, 4] |= 63
+    data[:, 9] |= 63
+    there = transcode(data.reshape(-1), kind, target, 256)
+    assert not isinstance(there, Inexact), there
+    back = transcode(there, target, kind, 256)
+    assert not isinstance(back, Inexact), back
+    assert back.tobytes() == data.tobytes()
+
+
 @given(raw=random_bytes)
 @settings(max_examples=30, deadline=None)
 def test_q6_k_is_found_again(raw: Bytes) -> None:
@@ -265,6 +339,42 @@ def test_the_second_group_is_refused(bad: Bytes, target: str, reason: str | None
         assert result == Inexact(1, reason)
 
 
+def group_with_minimum(kind: str, scale: float, minimum: float, codes: list[int]) -> Bytes:
+    form = affine_format(kind)
+    assert form is not None
+    stored = np.array([scale, minimum], {"f16": "<f2", "f32": "<f4"}[form.scale]).view(np.uint8)
+    values = np.resize(np.array(codes, np.uint8), (1, form.group_size))
+    scales, minima = stored.reshape(2, 1, 1, -1)
+    return join(AffineParts(values, scales, None, minima), form)
+
+
+@pytest.mark.parametrize(
+    ("scale", "minimum", "code", "target", "reason"),
+    [
+        (0.1, 1.0, 3, "q4_1", "its scale is not a float16"),
+        (0.5, 0.1, 3, "q4_1", "its minimum is not a float16"),
+        (0.5, 0.1, 16, "q4_1", "its codes do not fit in 0 to 15"),
+        (-0.5, -0.0, 3, "q4_1", None),
+        (0.1, -0.1, 3, "int8_g32_f32_z", "codes times its scale are rounded"),
+        (0.5, -0.7, 3, "int8_g32_f32_z", "its minimum is not a whole multiple of its scale"),
+        (0.5, 0.1, 3, "int8_g32_bf16_m", "its minimum is not a bfloat16"),
+        (0.5, -1.5, 3, "int8_g32_f32_z", None),
+    ],
+)
+def test_the_second_group_with_a_minimum_is_refused(
+    scale: float, minimum: float, code: int, target: str, reason: str | None
+) -> None:
+    bad = group_with_minimum("int8_g32_f32_m", scale, minimum, [code])
+    good = group_with_minimum("int8_g32_f32_m", 0.5, -1.0, [3, 4])
+    data = np.concatenate([good, bad])
+    result = transcode(data, "int8_g32_f32_m", target, 64)
+    if reason is None:
+        assert not isinstance(result, Inexact)
+        np.testing.assert_array_equal(bits("int8_g32_f32_m", data), bits(target, result))
+    else:
+        assert result == Inexact(1, reason)
+
+
 def test_a_large_tensor_names_the_right_block() -> None:
     data = np.zeros((50000, 20), np.uint8)  # q4_1: all zeros
     data[:, 1] = 0x3C  # scale 1
@@ -315,11 +425,16 @@ def test_common_factor_finds_what_was_multiplied(raw: int, integers: list[int]) 
     np.testing.assert_array_equal(np.signbit(product), np.signbit(values))
 
 
+def test_common_factor_may_be_negative() -> None:
+    factors, integers = common_factor(np.array([[-1.5, -0.5, -0.0]]), 0, 63, "minima")
+    assert factors[0] < 0 and (factors[0] * integers[0] == [-1.5, -0.5, 0.0]).all()
+
+
 def test_common_factor_refuses() -> None:
     with pytest.raises(DoesNotFit, match="its scales are not whole multiples of one float16") as caught:
         common_factor(np.array([[1.0, 2.0], [1.0, np.pi]]), -128, 127, "scales")
     assert caught.value.group == 2
     with pytest.raises(DoesNotFit):
-        common_factor(np.array([[-1.0]]), 0, 63, "scales")
+        common_factor(np.array([[-1.0, 0.5]]), 0, 63, "scales")
     with pytest.raises(DoesNotFit):
         common_factor(np.array([[np.nan, 1.0]]), -128, 127, "scales")

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from nybble.checkpoint.encodings import ENCODINGS, encoding
+from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert import relation as module
 from nybble.convert.errors import ValueErrors
 from nybble.convert.relation import recoded, relation, relation_of
 from nybble.errors import ConversionError
+from support.affine_models import tensor_with_minima
 from support.random_checkpoints import encoded
 
 NAMES = [
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0", "q2_k", "q4_k", "q6_k", "iq4_nl", "mxfp4",
-    "int4_g32_f16", "int4_g32_f32_z", "int8_g32_f16", "int4_g128_bf16",
+    "int4_g32_f16", "int4_g32_f32_z", "int8_g32_f16", "int4_g128_bf16", "int4_g32_f16_m", "int8_g32_f32_m",
 ]  # fmt: skip
 SHAPE = (6, 512)
 
@@ -27,8 +29,12 @@ def tensor(name: str, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
     row = encoding(name)
     if name in ENCODINGS:
         return Tensor("x.weight", shape, row, encoded(random, name, shape, 0.02))
-    assert row.quantize is not None
     values = (random.standard_normal(shape) * 0.02).astype(np.float32)
+    form = affine_format(name)
+    if form is not None and form.has_minimum:
+        plain = Tensor("x.weight", shape, encoding("f32"), values.reshape(-1).view(np.uint8))
+        return tensor_with_minima(plain, form)
+    assert row.quantize is not None
     return Tensor("x.weight", shape, row, row.quantize(values.reshape(-1)))
 
 
@@ -66,6 +72,9 @@ def test_what_a_relation_says_is_so(source: str, target: str) -> None:
         ("q4_0", "int4_g32_f16", "transcoded"),
         ("int4_g32_f16", "q4_0", "transcoded"),
         ("q8_0", "int8_g32_f16", "transcoded"),
+        ("q4_1", "int4_g32_f16_m", "transcoded"),
+        ("q4_k", "int4_g32_f32_m", "transcoded"),
+        ("q5_k", "int8_g32_f32_m", "transcoded"),
         ("int4_g128_bf16", "f32", "dequantized"),
     ],
 )
@@ -91,7 +100,8 @@ def test_values_on_a_grid_find_it_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [("q6_k", "int8_g16_f16"), ("int4_g32_f32_z", "int4_g32_f16_z")]
+    ("source", "target"),
+    [("q6_k", "int8_g16_f16"), ("int4_g32_f32_z", "int4_g32_f16_z"), ("q4_k", "int4_g32_f16_m")],
 )
 def test_scales_alone_are_rounded_where_that_is_enough(source: str, target: str) -> None:
     one, row = tensor(source), encoding(target)

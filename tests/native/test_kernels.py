@@ -22,8 +22,10 @@ SCALES = {
 }  # fmt: skip
 NO_HALF_SCALE = (
     "f32", "bf16", "q8_k", "iq1_m", "mxfp4", "nvfp4", "int4_g32_f32", "int4_g32_f32_z", "int8_g32_f32",
+    "int4_g32_f32_m", "int8_g32_f32_m",
 )  # fmt: skip
-AFFINE = ("int4_g32_f32", "int4_g32_f16_z", "int4_g32_f32_z", "int8_g32_f32")
+WITH_MINIMUM = ("int4_g32_f32_m", "int8_g32_f32_m")
+AFFINE = ("int4_g32_f32", "int4_g32_f16_z", "int4_g32_f32_z", "int8_g32_f32", *WITH_MINIMUM)
 ZERO_POINTS = {"int4_g32_f16_z": 2, "int4_g32_f32_z": 4}
 INTEGER_DOT = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
@@ -48,6 +50,8 @@ def random_blocks(name: str, count: int, moderate: bool) -> npt.NDArray[np.uint8
     blocks = rng.integers(0, 256, (count, encoding(name).block_bytes), dtype=np.uint8)
     if name in ZERO_POINTS:
         blocks[:, ZERO_POINTS[name]] %= 17  # the kernels' limit, checked when a model is loaded
+    if name == "int8_g32_f32_m":
+        blocks[:, 8:] &= 127  # the same
     if not moderate:
         return blocks
     if name == "f32":
@@ -58,6 +62,8 @@ def random_blocks(name: str, count: int, moderate: bool) -> npt.NDArray[np.uint8
         blocks[:, :4] = np.float32(0.01).reshape(1).view(np.uint8)
     elif name in AFFINE and name in NO_HALF_SCALE:
         blocks[:, :4] = rng.uniform(0.01, 1.0, (count, 1)).astype("<f4").view(np.uint8)
+        if name in WITH_MINIMUM:
+            blocks[:, 4:8] = rng.uniform(-9.0, 9.0, (count, 1)).astype("<f4").view(np.uint8)
     elif name == "mxfp4":
         blocks[:, 0] = rng.integers(115, 125, count)
     elif name == "nvfp4":

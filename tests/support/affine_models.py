@@ -1,4 +1,4 @@
-"""Affine weights with random codes, scales and zero points, alone and in tiny checkpoints."""
+"""Affine weights with random codes, scales, zero points and minima, alone and in tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import encoding
-from nybble.checkpoint.encodings.affine import AffineFormat, AffineParts, join
+from nybble.checkpoint.encodings.affine import AffineFormat, AffineParts, affine_format, join
 from nybble.checkpoint.tensor import Tensor
-from support.random_checkpoints import LLAMA, random_checkpoint
+from support.random_checkpoints import LLAMA, random_checkpoint, with_tensors
 
 
 def affine_parts(
@@ -39,6 +39,37 @@ def affine_tensor(
     """A weight of such parts."""
     data = join(affine_parts(form, shape, seed, zero_points), form)
     return Tensor(name, shape, encoding(form.name), data)
+
+
+def tensor_with_minima(tensor: Tensor, form: AffineFormat, highest: int | None = None) -> Tensor:
+    """A matrix in a form that has minima: codes 0 to ``highest`` span each group."""
+    rows, columns = tensor.shape
+    values = tensor.dequantize().reshape(rows, columns // form.group_size, form.group_size)
+    highest = 2**form.bits - 1 if highest is None else highest
+    low = values.min(axis=2, keepdims=True)
+    step = (values.max(axis=2, keepdims=True) - low) / np.float32(highest)
+    codes = np.clip(np.rint((values - low) / step), 0, highest).astype(np.uint8).reshape(rows, columns)
+    quantize = encoding(form.scale).quantize
+    assert quantize is not None
+    scales, minima = (
+        quantize(np.ascontiguousarray(part, np.float32)).reshape(*low.shape[:2], -1) for part in (step, low)
+    )
+    data = join(AffineParts(codes, scales, None, minima), form)
+    return tensor.changed(encoding=encoding(form.name), data=data)
+
+
+def checkpoint_with_minima(
+    checkpoint: Checkpoint, kind: str, highest: int | None = None, *, layers_only: bool = False
+) -> Checkpoint:
+    """The checkpoint with its matrices in an encoding that has minima."""
+    form = affine_format(kind)
+    assert form is not None and form.has_minimum
+    changed = {
+        name: tensor_with_minima(tensor, form, highest)
+        for name, tensor in checkpoint.tensors.items()
+        if len(tensor.shape) == 2 and (not layers_only or ".layers." in name)
+    }
+    return with_tensors(checkpoint, changed)
 
 
 def permutation_tensor(name: str, columns: int, seed: int = 0) -> Tensor:

@@ -22,7 +22,10 @@ EncodingKernelTable make_table() {
     EncodingKernelTable table;
     memcpy(table.entries, encoding_kernels_avx512_vnni(), sizeof table.entries);
     for_each_vector_block([&](auto vector, Encoding encoding) {
-        if (encoding == Encoding::mxfp4 || encoding == Encoding::int8_g32_f32) return;
+        if (encoding == Encoding::mxfp4 || encoding == Encoding::int8_g32_f32 ||
+            encoding == Encoding::int8_g32_f32_m) {
+            return;
+        }
         table[encoding].dequantize_bf16 = dequantize_vector<decltype(vector), Avx512Output<AmxStoreBf16>>;
     });
     table[Encoding::q4_0].dequantize_bf16 = table_bf16_q4_0;
@@ -32,6 +35,7 @@ EncodingKernelTable make_table() {
     table[Encoding::int4_g32_f32].dequantize_bf16 = table_bf16_int4_g32_f32;
     table[Encoding::int4_g32_f16_z].dequantize_bf16 = table_bf16_int4_g32_f16_z;
     table[Encoding::int4_g32_f32_z].dequantize_bf16 = table_bf16_int4_g32_f32_z;
+    table[Encoding::int4_g32_f32_m].dequantize_bf16 = table_bf16_int4_g32_f32_m;
     return table;
 }
 

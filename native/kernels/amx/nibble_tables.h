@@ -88,14 +88,17 @@ NYBBLE_NOINLINE void table_bf16_iq4_nl(const uint8_t* blocks, uint16_t* out, int
     table_bf16<18, 2, false>(blocks, out, n, levels_from(grids::kvalues_iq4nl));
 }
 
-// Affine encodings: the scale's four bytes, or two, and perhaps a zero point after them.
-template <int bytes, bool half_scale, bool has_zero_point>
+// Affine encodings: the scale's four bytes, or two, and perhaps a zero point or a float32 minimum after them.
+template <int bytes, bool half_scale, bool has_zero_point, bool has_minimum = false>
 NYBBLE_ALWAYS_INLINE void table_bf16_affine(const uint8_t* block, uint16_t* out, int64_t n) {
     constexpr int scale_bytes = half_scale ? 2 : 4;
-    constexpr int packed = scale_bytes + (has_zero_point ? 1 : 0);
-    const __m512 levels = levels_counting_from(has_zero_point ? 0 : -8);
+    constexpr int packed = scale_bytes + (has_zero_point ? 1 : 0) + (has_minimum ? 4 : 0);
+    const __m512 levels = levels_counting_from(has_zero_point || has_minimum ? 0 : -8);
     const auto table = [&](const uint8_t* p) {
         const __m512 scale = _mm512_set1_ps(half_scale ? hardware_f16(p) : read_f32(p));
+        if (has_minimum) {
+            return _mm512_add_ps(_mm512_mul_ps(scale, levels), _mm512_set1_ps(read_f32(p + scale_bytes)));
+        }
         if (!has_zero_point) return _mm512_mul_ps(scale, levels);
         return _mm512_mul_ps(scale,
                              _mm512_sub_ps(levels, _mm512_set1_ps(static_cast<float>(p[scale_bytes]))));
@@ -124,6 +127,10 @@ NYBBLE_NOINLINE void table_bf16_int4_g32_f16_z(const uint8_t* blocks, uint16_t* 
 
 NYBBLE_NOINLINE void table_bf16_int4_g32_f32_z(const uint8_t* blocks, uint16_t* out, int64_t n) {
     table_bf16_affine<21, false, true>(blocks, out, n);
+}
+
+NYBBLE_NOINLINE void table_bf16_int4_g32_f32_m(const uint8_t* blocks, uint16_t* out, int64_t n) {
+    table_bf16_affine<24, false, false, true>(blocks, out, n);
 }
 
 NYBBLE_NOINLINE void table_bf16_q4_k(const uint8_t* block, uint16_t* out, int64_t n) {

@@ -321,6 +321,20 @@ struct VectorInt8F32 : BlockInt8F32 {
     }
 };
 
+struct VectorInt4F32M : BlockInt4F32M {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        output.put_with_minimum(nibbles_32(block + 8), read_f32(block), read_f32(block + 4), at);
+    }
+};
+
+struct VectorInt8F32M : BlockInt8F32M {
+    template <typename Output>
+    static NYBBLE_ALWAYS_INLINE void put(const uint8_t* block, Output& output, int64_t at) {
+        output.put_with_minimum(load_32(block + 8), read_f32(block), read_f32(block + 4), at);
+    }
+};
+
 // Calls visit(Vector{}, encoding) for the encodings above.
 template <typename Visit>
 NYBBLE_ALWAYS_INLINE void for_each_vector_block(const Visit& visit) {
@@ -341,6 +355,8 @@ NYBBLE_ALWAYS_INLINE void for_each_vector_block(const Visit& visit) {
     visit(VectorInt4F16Z{}, Encoding::int4_g32_f16_z);
     visit(VectorInt4F32Z{}, Encoding::int4_g32_f32_z);
     visit(VectorInt8F32{}, Encoding::int8_g32_f32);
+    visit(VectorInt4F32M{}, Encoding::int4_g32_f32_m);
+    visit(VectorInt8F32M{}, Encoding::int8_g32_f32_m);
 }
 
 template <typename Vector, typename Output>

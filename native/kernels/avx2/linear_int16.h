@@ -45,6 +45,8 @@ template <>
 constexpr bool small_weights<VectorInt4F16Z> = true;
 template <>
 constexpr bool small_weights<VectorInt4F32Z> = true;
+template <>
+constexpr bool small_weights<VectorInt4F32M> = true;
 
 // 32 activations, their values in the order of unpacked bytes: 0-7, 16-23, 8-15, 24-31.
 struct alignas(32) WideBlock {

@@ -25,6 +25,8 @@ EncodingKernelTable make_table() {
     set<NibbleKernel<NibblesInt4F32>>(table[Encoding::int4_g32_f32]);
     set<NibbleKernel<NibblesInt4F16Z>>(table[Encoding::int4_g32_f16_z]);
     set<NibbleKernel<NibblesInt4F32Z>>(table[Encoding::int4_g32_f32_z]);
+    set<NibbleKernel<NibblesInt4F32M>>(table[Encoding::int4_g32_f32_m]);
+    set<ByteKernel<BytesInt8F32M>>(table[Encoding::int8_g32_f32_m]);
     set<SuperKernel<SuperQ2K>>(table[Encoding::q2_k]);
     set<SuperKernel<SuperQ3K>>(table[Encoding::q3_k]);
     set<SuperKernel<SuperQ4K>>(table[Encoding::q4_k]);

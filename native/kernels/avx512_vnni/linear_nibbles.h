@@ -19,11 +19,11 @@
 namespace nybble {
 namespace {
 
-// Where a block has a zero point.
-enum ZeroPointPlace { no_zero_point, third_byte, fifth_byte };
+// Where a block has a zero point; or, in the fifth byte to the eighth, a float32 minimum.
+enum ZeroPointPlace { no_zero_point, third_byte, fifth_byte, float_minimum };
 
 // `Format` gives: bytes of a block, `packed` = where its nibbles start, offset, has_minimum,
-// zero_point_at (no_zero_point, third_byte or fifth_byte),
+// zero_point_at,
 // weights(low or high nibbles) -> unsigned bytes, fifth bits, and the scales of 16 blocks.
 template <typename Format>
 struct NibbleKernel {
@@ -45,6 +45,8 @@ struct NibbleKernel {
         !Format::has_minimum && Format::offset != 0 && Format::offset <= 16;
     static constexpr bool offset_in_integers = Format::offset != 0 && !offset_in_floats;
     static constexpr bool whole_words = Format::zero_point_at != no_zero_point;
+    static constexpr bool has_second_words =
+        Format::zero_point_at == fifth_byte || Format::zero_point_at == float_minimum;
     static constexpr bool uses_sums =
         Format::has_minimum || offset_in_floats || Format::zero_point_at != no_zero_point;
 
@@ -67,9 +69,7 @@ struct NibbleKernel {
             const __m512 scale = Format::scales(words);
             for (int j = 0; j < M; ++j) scales[r][j] = _mm512_mul_ps(scale, x_scales[j]);
             if (uses_sums) {
-                const __m512i second = Format::zero_point_at == fifth_byte
-                                           ? Strided<Format::bytes>::template load_whole<all>(row + 4, count)
-                                           : words;
+                const __m512i second = second_words<all>(row, words, count);
                 const __m512 minimum = minima(words, second, scale);
                 for (int j = 0; j < M; ++j) sums[r][j] = _mm512_fmadd_ps(minimum, x_sums[j], sums[r][j]);
             }
@@ -94,9 +94,8 @@ struct NibbleKernel {
         static_assert(R <= 4);
         const __m512i words = first_words_of<R>(weight + b * Format::bytes, stride, count);
         const __m512 scale = Format::scales(words);
-        const __m512i second = Format::zero_point_at == fifth_byte
-                                   ? first_words_of<R>(weight + b * Format::bytes + 4, stride, count)
-                                   : words;
+        const __m512i second =
+            has_second_words ? first_words_of<R>(weight + b * Format::bytes + 4, stride, count) : words;
         const __m512 minimum = minima(words, second, scale);
         const __mmask8 present = static_cast<__mmask8>((1 << count) - 1);
         __m512 scales[1][M];
@@ -148,8 +147,20 @@ struct NibbleKernel {
         return _mm512_maskz_permutexvar_ps(0xf, index, v);
     }
 
-    // `second` holds the four bytes after the first four where the zero point is there.
+    // The four bytes after the first four, where something is there.
+    template <bool all>
+    static NYBBLE_ALWAYS_INLINE __m512i second_words(const uint8_t* row, __m512i words, int64_t count) {
+        if constexpr (Format::zero_point_at == float_minimum) {
+            return Strided<Format::bytes, 4>::template load<all>(row, count);
+        } else if constexpr (has_second_words) {
+            return Strided<Format::bytes>::template load_whole<all>(row + 4, count);
+        } else {
+            return words;
+        }
+    }
+
     static NYBBLE_ALWAYS_INLINE __m512 minima(__m512i words, __m512i second, __m512 scale) {
+        if (Format::zero_point_at == float_minimum) return _mm512_castsi512_ps(second);
         if (Format::zero_point_at != no_zero_point) {
             const __m512i bytes = Format::zero_point_at == fifth_byte ? second : _mm512_srli_epi32(words, 16);
             const __m512 points = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(0xff)));
@@ -157,17 +168,6 @@ struct NibbleKernel {
         }
         return offset_in_floats ? _mm512_mul_ps(scale, _mm512_set1_ps(-static_cast<float>(Format::offset)))
                                 : floats_from_low_f16(_mm512_srli_epi32(words, 16));
-    }
-
-    // Sums over whole blocks from those over half blocks.
-    template <bool all>
-    static NYBBLE_ALWAYS_INLINE __m512 block_sums(const float* halves, int64_t count) {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        const uint32_t present = all ? 0xffffffffu : static_cast<uint32_t>((uint64_t{1} << (2 * count)) - 1);
-        const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present), halves);
-        const __m512 c = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present >> 16), halves + 16);
-        return _mm512_add_ps(_mm512_permutex2var_ps(a, even, c), _mm512_permutex2var_ps(a, odd, c));
     }
 
     // With S = 1 all rows' scales are in one register, 4 lanes a row.
@@ -342,6 +342,13 @@ struct NibblesInt4F32Z : PlainNibbles {
     static constexpr int bytes = 21, packed = 5, offset = 0;
     static constexpr bool has_minimum = false;
     static constexpr ZeroPointPlace zero_point_at = fifth_byte;
+    static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return _mm512_castsi512_ps(words); }
+};
+
+struct NibblesInt4F32M : PlainNibbles {
+    static constexpr int bytes = 24, packed = 8, offset = 0;
+    static constexpr bool has_minimum = true;
+    static constexpr ZeroPointPlace zero_point_at = float_minimum;
     static NYBBLE_ALWAYS_INLINE __m512 scales(__m512i words) { return _mm512_castsi512_ps(words); }
 };
 

@@ -33,6 +33,17 @@ NYBBLE_ALWAYS_INLINE Activations from_row(const Int8Rows& x, int64_t row) {
             x.columns};
 }
 
+// Sums over `count` blocks (16 if all) from those over half blocks; zeros after them.
+template <bool all>
+NYBBLE_ALWAYS_INLINE __m512 block_sums(const float* halves, int64_t count) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const uint32_t present = all ? 0xffffffffu : static_cast<uint32_t>((uint64_t{1} << (2 * count)) - 1);
+    const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present), halves);
+    const __m512 c = _mm512_maskz_loadu_ps(static_cast<__mmask16>(present >> 16), halves + 16);
+    return _mm512_add_ps(_mm512_permutex2var_ps(a, even, c), _mm512_permutex2var_ps(a, odd, c));
+}
+
 // Into the L2 cache: it has more requests under way at a time than the L1 cache.
 NYBBLE_ALWAYS_INLINE void prefetch(const uint8_t* p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);

@@ -1,5 +1,6 @@
-// The first four bytes of each of 16 blocks that lie a fixed number of bytes apart, in one register:
-// a gather made of plain loads and permutations, which is quicker on every CPU with AVX-512.
+// Four bytes of each of 16 blocks that lie a fixed number of bytes apart, in one register: a gather made of
+// plain loads and permutations, which is quicker on every CPU with AVX-512. They are those at `offset` in
+// the block, the first ones unless it says otherwise.
 #pragma once
 
 #include "kernels/intrinsics.h"
@@ -9,7 +10,7 @@
 namespace nybble {
 namespace {
 
-template <int stride>
+template <int stride, int offset = 0>
 struct Strided {
     static constexpr int total = 16 * stride;
     static constexpr int loads = (total + 63) / 64;
@@ -24,10 +25,10 @@ struct Strided {
     static constexpr Tables make_tables() {
         Tables t{};
         for (int k = 0; k < 16; ++k) {
-            const int dword = k * stride / 4;
+            const int dword = (k * stride + offset) / 4;
             t.index[dword / 32][k] = dword % 32;
             t.mask[dword / 32] = static_cast<uint16_t>(t.mask[dword / 32] | (1 << k));
-            t.shift[k] = k * stride % 4 * 8;
+            t.shift[k] = (k * stride + offset) % 4 * 8;
         }
         return t;
     }
@@ -58,7 +59,7 @@ struct Strided {
                 _mm512_permutex2var_epi32(part[2 * i], _mm512_load_si512(tables.index[i]), part[2 * i + 1]);
             words = _mm512_mask_mov_epi32(words, tables.mask[i], next);
         }
-        if (stride % 4) words = _mm512_srlv_epi32(words, _mm512_load_si512(tables.shift));
+        if (stride % 4 || offset % 4) words = _mm512_srlv_epi32(words, _mm512_load_si512(tables.shift));
         return words;
     }
 

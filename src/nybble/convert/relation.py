@@ -8,7 +8,7 @@ f16 or bf16, f32              exact        widened
 any block encoding, f32       exact        dequantized: its values are float32 by definition
 any, f16 or bf16              by the data  rounded; exact where every value survives
 integers with scales, others  by the data  transcoded: codes, scales and zero points moved as they are
-the same, wider scales        lossy        scales rounded: codes and zero points as they are
+the same, wider scales        lossy        scales (and minima) rounded: codes and zero points as they are
 any, one with a quantizer     by the data  quantized: decoded and made anew, lossy in all but odd cases
 indices, anything else        refused      they are no weights
 any, one without a quantizer  refused
@@ -90,10 +90,10 @@ def relation_of(tensor: Tensor, target: Encoding) -> Relation:
     lost = _first_lost(tensor, target)
     if lost is None:
         return Relation("exact", general.how)
-    if target.quantize is None:
-        return Relation("refused", "", reason=f"{lost}, and there is no quantizer for {target.name}")
     if general.how == "transcoded" and _has_room(tensor, target):
         return Relation("lossy", "scales rounded", reason=lost)
+    if target.quantize is None:
+        return Relation("refused", "", reason=f"{lost}, and there is no quantizer for {target.name}")
     # Codes that do not fit as they are can be made anew from the values.
     return Relation("lossy", "quantized" if target.block_size > 1 else "rounded", reason=lost)
 
@@ -226,12 +226,16 @@ def _with_rounded_scales(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes
     moved = part if tensor.encoding.name == wide.name else _transcoded(tensor, part, wide)
     parts = split(moved, tensor.shape[-1], replace(form, scale="f32"))
     narrow = encoding(form.scale)
-    assert narrow.quantize is not None
-    wanted = parts.scales.reshape(-1).view("<f4")
-    scales = narrow.quantize(wanted)
-    _check_range(tensor.name, wanted, narrow.dequantize(scales), narrow)
-    shape = (*parts.scales.shape[:2], form.scale_bytes)
-    return join(replace(parts, scales=scales.reshape(shape)), form)
+
+    def rounded(numbers: Bytes) -> Bytes:
+        assert narrow.quantize is not None
+        wanted = numbers.reshape(-1).view("<f4")
+        made = narrow.quantize(wanted)
+        _check_range(tensor.name, wanted, narrow.dequantize(made), narrow)
+        return made.reshape(*numbers.shape[:2], form.scale_bytes)
+
+    minima = None if parts.minima is None else rounded(parts.minima)
+    return join(replace(parts, scales=rounded(parts.scales), minima=minima), form)
 
 
 def _quantized(tensor: Tensor, values: Floats, target: Encoding) -> Bytes:

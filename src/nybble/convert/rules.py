@@ -11,6 +11,7 @@ from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.forms import FormName
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.relation import INTEGERS, PLAIN_FLOATS
+from nybble.convert.transcode.ggml_blocks import BLOCK_TYPES
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
@@ -91,7 +92,7 @@ class GGUFRules:
     def exact(self, tensor: Tensor) -> Sequence[str]:
         if affine_format(tensor.encoding.name) is None:
             return ("f32",)
-        return ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+        return ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q8_0")
 
     def nearest(self, tensor: Tensor) -> str:
         if tensor.shape[-1] % 32:
@@ -116,8 +117,9 @@ class SafetensorsRules:
         return None
 
     def holds(self, tensor: Tensor, row: Encoding) -> bool:
-        if affine_format(row.name) is not None:
-            return is_linear(tensor)
+        form = affine_format(row.name)
+        if form is not None:
+            return is_linear(tensor) and not form.has_minimum  # no packing has minima
         return row.name in (*PLAIN_FLOATS, *INTEGERS, "f64")
 
     def exact(self, tensor: Tensor) -> Sequence[str]:
@@ -134,14 +136,19 @@ class SafetensorsRules:
 
 
 def affine_candidates(tensor: Tensor, scales: Sequence[str] = ("f16", "f32")) -> tuple[str, ...]:
-    """Affine encodings that may hold GGUF's blocks exactly, the smallest first."""
+    """Affine encodings that may hold GGUF's blocks exactly, the smallest first.
+
+    Those with minima are for blocks that have them, and come after integer zero points: more programs
+    know these.
+    """
     if not is_block(tensor.encoding) or affine_format(tensor.encoding.name) is not None:
         return ()
     group = 16 if tensor.encoding.name in _GROUPS_OF_16 else 32
-    widths = [bits for bits in (4, 8) if bits >= int(bits_of(tensor.encoding))]
-    return tuple(
-        f"int{bits}_g{group}_{scale}{zero}" for bits in widths for scale in scales for zero in ("", "_z")
-    )
+    block = BLOCK_TYPES.get(tensor.encoding.name)
+    least = int(bits_of(tensor.encoding)) if block is None else block.highest.bit_length()
+    widths = [bits for bits in (4, 8) if bits >= least]
+    kinds = ("", "_z", "_m") if tensor.encoding.name in _MINIMA else ("", "_z")
+    return tuple(f"int{bits}_g{group}_{scale}{kind}" for bits in widths for scale in scales for kind in kinds)
 
 
 def affine_nearest(tensor: Tensor, scale: str) -> tuple[str, ...]:
@@ -155,6 +162,7 @@ def affine_nearest(tensor: Tensor, scale: str) -> tuple[str, ...]:
 
 
 _GROUPS_OF_16 = ("q2_k", "q3_k", "q6_k")
+_MINIMA = ("q4_1", "q5_1", "q4_k", "q5_k")
 _SYMMETRIC = ("q4_0", "q5_0", "q8_0", "q3_k", "q6_k")
 _AFFINE = tuple(
     f"int{bits}_g{group}_{scale}{zero}"

@@ -1,6 +1,9 @@
-"""Group-wise affine integers: packing loses nothing, values are (code - zero point) * scale."""
+"""Group-wise affine integers: packing loses nothing, values are (code - zero point) * scale, or
+code * scale + minimum."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ FORMS = st.builds(
     scale=st.sampled_from(sorted(affine.SCALES)),
     has_zero_point=st.booleans(),
 )
+ALL_FORMS = FORMS | FORMS.map(lambda form: replace(form, has_zero_point=False, has_minimum=True))
 
 
 def random_parts(form, rows, groups, seed):
@@ -26,10 +30,13 @@ def random_parts(form, rows, groups, seed):
     codes = random.integers(0, 2**form.bits, (rows, groups * form.group_size), dtype=np.uint8)
     scales = random.integers(0, 256, (rows, groups, form.scale_bytes), dtype=np.uint8)
     points = random.integers(0, 256, (rows, groups), dtype=np.uint8) if form.has_zero_point else None
-    return affine.AffineParts(codes, scales, points)
+    minima = None
+    if form.has_minimum:
+        minima = random.integers(0, 256, scales.shape, dtype=np.uint8)
+    return affine.AffineParts(codes, scales, points, minima)
 
 
-@given(FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@given(ALL_FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_parts_survive(form, rows, groups, seed):
     parts = random_parts(form, rows, groups, seed)
     data = affine.join(parts, form)
@@ -43,20 +50,31 @@ def test_parts_survive(form, rows, groups, seed):
         np.testing.assert_array_equal(again.zero_points, parts.zero_points)
     else:
         assert again.zero_points is None
+    if form.has_minimum:
+        np.testing.assert_array_equal(again.minima, parts.minima)
+    else:
+        assert again.minima is None
 
 
-@given(FORMS, st.integers(0, 2**32 - 1))
+@given(ALL_FORMS, st.integers(0, 2**32 - 1))
 def test_values(form, seed):
     parts = random_parts(form, 3, 2, seed)
-    scales = np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32)
+    random = np.random.default_rng(seed)
+    scales = random.normal(size=(3, 2)).astype(np.float32)
     bits = encoding(form.scale).quantize(scales).reshape(3, 2, form.scale_bytes)
-    data = affine.join(affine.AffineParts(parts.codes, bits, parts.zero_points), form)
+    lowest, minima = None, np.zeros((3, 2), np.float32)
+    if form.has_minimum:
+        lowest = encoding(form.scale).quantize(random.normal(size=(3, 2)).astype(np.float32))
+        minima = encoding(form.scale).dequantize(lowest).reshape(3, 2)
+        lowest = lowest.reshape(3, 2, form.scale_bytes)
+    data = affine.join(affine.AffineParts(parts.codes, bits, parts.zero_points, lowest), form)
     stored = encoding(form.scale).dequantize(bits.reshape(-1)).reshape(3, 2)
-    points = np.float32(2 ** (form.bits - 1))
+    points = np.float32(0 if form.has_minimum else 2 ** (form.bits - 1))
     if parts.zero_points is not None:
         points = parts.zero_points.astype(np.float32)
     expected = parts.codes.reshape(3, 2, -1).astype(np.float32)
     expected = (expected - np.broadcast_to(points, (3, 2))[..., None]) * stored[..., None]
+    expected += minima[..., None]  # rounded once more; adding 0 changes no value
     np.testing.assert_array_equal(encoding(form.name).dequantize(data), expected.reshape(-1))
 
 
@@ -69,11 +87,11 @@ def test_order_of_onnx(form, seed):
     np.testing.assert_array_equal(affine.to_sequential(affine.pack(codes, form), form), sequential)
 
 
-@given(FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@given(ALL_FORMS, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_joining_packed_codes(form, rows, groups, seed):
     parts = random_parts(form, rows, groups, seed)
     packed = affine.to_sequential(affine.pack(parts.codes.reshape(rows, groups, -1), form), form)
-    data = affine.join_sequential(packed, parts.scales, parts.zero_points, form)
+    data = affine.join_sequential(packed, parts.scales, parts.zero_points, form, parts.minima)
     np.testing.assert_array_equal(data, affine.join(parts, form))
 
 
@@ -88,6 +106,19 @@ def test_joining_refuses_what_does_not_fit():
     for wrong in ((packed[:1], scales, points), (packed, scales[..., :1], points), (packed, scales, None)):
         with pytest.raises(ValueError, match=r"int4_g32_f16_z: .* do not fit"):
             affine.join_sequential(*wrong, form)
+    with pytest.raises(ValueError, match=r"int4_g32_f16_z: minima do not fit"):
+        affine.join_sequential(packed, scales, points, form, scales)
+    parts = affine.AffineParts(np.zeros((2, 32), np.uint8), np.zeros((2, 1, 2), np.uint8), None)
+    with pytest.raises(ValueError, match=r"int4_g32_f16_m: minima of shape \(2, 1, 2\) are needed"):
+        affine.join(parts, affine.AffineFormat(4, 32, "f16", False, True))
+
+
+def test_minima_lie_and_count_as_in_gguf():
+    values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    theirs = encoding("q4_1").quantize(values.reshape(-1))
+    ours = encoding("int4_g32_f16_m").dequantize(theirs)  # same bytes, same meaning
+    np.testing.assert_array_equal(ours, encoding("q4_1").dequantize(theirs))
+    assert encoding("int4_g32_f16_m").quantize is None
 
 
 def test_nibbles_lie_as_in_gguf():
@@ -177,7 +208,17 @@ def test_zeros_and_refusals():
 
 
 @pytest.mark.parametrize(
-    "name", ["int5_g32_f16", "int4_g0_f16", "int4_g32_f64", "int3_g4_f16", "int4_g9999999_f16", "int4_g3_f16"]
+    "name",
+    [
+        "int5_g32_f16",
+        "int4_g0_f16",
+        "int4_g32_f64",
+        "int3_g4_f16",
+        "int4_g9999999_f16",
+        "int4_g3_f16",
+        "int4_g32_f16_zm",
+        "int4_g32_m",
+    ],
 )
 def test_unknown_names(name):
     assert affine.affine_format(name) is None
@@ -190,5 +231,10 @@ def test_row():
     assert (row.block_size, row.block_bytes, row.ggml_type) == (128, 67, None)
     assert "zero point" in row.layout
     assert affine.affine_encoding(4, 128, "f16", zero_point=True) is row
+    row = encoding("int8_g32_f32_m")
+    assert (row.block_size, row.block_bytes) == (32, 40)
+    assert "minimum" in row.layout
+    with pytest.raises(ValueError, match="no encoding int4_g32_f16_z"):
+        affine.affine_encoding(4, 32, zero_point=True, minimum=True)
     with pytest.raises(ValueError, match="no encoding int4_g3_f16"):
         affine.affine_encoding(4, 3)

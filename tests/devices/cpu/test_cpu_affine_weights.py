@@ -23,12 +23,19 @@ def affine_tensor(form: AffineFormat, scale: float | None = None, codes: tuple[i
     assert quantize is not None
     scales = quantize(values.astype(np.float32)).reshape(rows, groups, form.scale_bytes)
     shape = (rows, groups * form.group_size)
+    minima = None
+    if form.has_minimum:
+        lowest = (
+            random.normal(size=(rows, groups)) * 0.01 if scale is None else np.full((rows, groups), -scale)
+        )
+        minima = quantize(lowest.astype(np.float32)).reshape(rows, groups, form.scale_bytes)
     parts = AffineParts(
         random.integers(low, high, shape, dtype=np.uint8, endpoint=True),
         scales,
         random.integers(low, high, (rows, groups), dtype=np.uint8, endpoint=True)
         if form.has_zero_point
         else None,
+        minima,
     )
     parts.codes[0, :2] = low, high
     return Tensor("w", shape, encoding(form.name), join(parts, form))
@@ -62,6 +69,20 @@ def affine_tensor(form: AffineFormat, scale: float | None = None, codes: tuple[i
         (AffineFormat(4, 16, "f16", True), 0.125, None, "bf16"),
         (AffineFormat(4, 16, "f16", True), None, None, "f32"),
         (AffineFormat(4, 24, "f32", False), 0.1, None, "f32"),
+        (AffineFormat(4, 32, "f16", False, True), None, None, "q4_1"),
+        (AffineFormat(4, 128, "f16", False, True), None, None, "q4_1"),
+        (AffineFormat(4, 32, "f32", False, True), None, None, "int4_g32_f32_m"),
+        (AffineFormat(4, 96, "f32", False, True), None, None, "int4_g32_f32_m"),
+        (AffineFormat(4, 32, "f32", False, True), 0.25, None, "q4_1"),
+        (AffineFormat(4, 32, "bf16", False, True), 2.0**40, None, "int4_g32_f32_m"),
+        (AffineFormat(3, 32, "f16", False, True), None, None, "q4_1"),
+        (AffineFormat(2, 64, "f32", False, True), None, None, "int4_g32_f32_m"),
+        (AffineFormat(8, 32, "f16", False, True), None, (0, 31), "int8_g32_f32_m"),
+        (AffineFormat(8, 32, "f32", False, True), None, (0, 127), "int8_g32_f32_m"),
+        (AffineFormat(8, 96, "f32", False, True), None, (0, 127), "int8_g32_f32_m"),
+        (AffineFormat(8, 32, "f32", False, True), None, None, "f32"),  # codes above 127
+        (AffineFormat(8, 64, "f16", False, True), 0.125, None, "bf16"),
+        (AffineFormat(4, 16, "f16", False, True), None, None, "f32"),
     ],
 )
 def test_values_stay(form: AffineFormat, scale: float | None, codes, expected: str) -> None:

@@ -55,8 +55,10 @@ def encoding(name: str) -> Encoding:
         return row
     form = affine.affine_format(name)
     if form is not None:
-        return affine.affine_encoding(form.bits, form.group_size, form.scale, zero_point=form.has_zero_point)
-    known = f"{', '.join(ENCODINGS)}, and affine ones such as int4_g32_f16 and int4_g128_f16_z"
+        return affine.affine_encoding(
+            form.bits, form.group_size, form.scale, zero_point=form.has_zero_point, minimum=form.has_minimum
+        )
+    known = f"{', '.join(ENCODINGS)}, and affine ones such as int4_g32_f16, int4_g128_f16_z, int4_g32_f16_m"
     raise UnsupportedError(f"unknown encoding {name!r}; known: {known}")
 
 

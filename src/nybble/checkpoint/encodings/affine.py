@@ -1,4 +1,4 @@
-"""Group-wise affine integers: codes with a scale, and a zero point or none, for each group of a row.
+"""Affine integers: codes and, for each group of a row, a scale and perhaps a zero point or a minimum.
 
 This is what AWQ, GPTQ, compressed-tensors and ONNX's ``MatMulNBits`` and ``DequantizeLinear`` mean,
 each with its own packing. Readers bring them all into one form whose groups lie one after another
@@ -6,7 +6,8 @@ as GGUF's blocks do, so that rows can be cut, joined and permuted; writers pack 
 rounded on the way.
 
 The rows are made on demand, as there is one for each width, group size and scale type:
-``int4_g32_f16`` is symmetric (zero point 8), ``int4_g32_f16_z`` has a zero point in each group.
+``int4_g32_f16`` is symmetric (zero point 8), ``int4_g32_f16_z`` has a zero point in each group, and
+``int4_g32_f16_m`` a minimum of the scale's type, as GGUF's q4_1 has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SCALES = {"f32": 4, "f16": 2, "bf16": 2}
 """Types of scales, and their bytes."""
 MAX_GROUP = 1 << 20
 
-_NAME = re.compile(r"int([2348])_g([1-9][0-9]{0,6})_(f32|f16|bf16)(_z)?")
+_NAME = re.compile(r"int([2348])_g([1-9][0-9]{0,6})_(f32|f16|bf16)(_z|_m)?")
 _CHUNK = 1 << 20  # elements worked on at a time
 _PLAIN = {row.name: row for row in PLAIN}
 
@@ -43,11 +44,14 @@ class AffineFormat:
     """``f32``, ``f16`` or ``bf16``."""
     has_zero_point: bool
     """One byte a group; without it the zero point is ``2 ** (bits - 1)``."""
+    has_minimum: bool = False
+    """A number of the scale's type a group, in place of a zero point: what the code 0 means."""
 
     @property
     def name(self) -> str:
         """As in the table of encodings."""
-        return f"int{self.bits}_g{self.group_size}_{self.scale}{'_z' if self.has_zero_point else ''}"
+        suffix = "_z" if self.has_zero_point else "_m" if self.has_minimum else ""
+        return f"int{self.bits}_g{self.group_size}_{self.scale}{suffix}"
 
     @property
     def scale_bytes(self) -> int:
@@ -57,7 +61,7 @@ class AffineFormat:
     @property
     def header_bytes(self) -> int:
         """Bytes before a group's codes."""
-        return self.scale_bytes + self.has_zero_point
+        return self.scale_bytes * (1 + self.has_minimum) + self.has_zero_point
 
     @property
     def code_bytes(self) -> int:
@@ -76,12 +80,13 @@ class AffineParts:
 
     ``codes`` uint8 (rows, columns), one code a byte; ``scales`` the scales' bits, uint8
     (rows, groups, scale_bytes), so that no rounding can happen; ``zero_points`` uint8 (rows, groups)
-    or None when symmetric.
+    or None; ``minima`` as the scales or None.
     """
 
     codes: Bytes
     scales: Bytes
     zero_points: Bytes | None
+    minima: Bytes | None = None
 
 
 def affine_format(name: str) -> AffineFormat | None:
@@ -89,14 +94,15 @@ def affine_format(name: str) -> AffineFormat | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    found = AffineFormat(int(match[1]), int(match[2]), match[3], match[4] is not None)
+    found = AffineFormat(int(match[1]), int(match[2]), match[3], match[4] == "_z", match[4] == "_m")
     if found.group_size > MAX_GROUP or found.group_size * found.bits % 8:
         return None
     return found
 
 
-@lru_cache(maxsize=256)
-def affine_encoding(bits: int, group_size: int, scale: str = "f16", *, zero_point: bool = False) -> Encoding:
+def affine_encoding(
+    bits: int, group_size: int, scale: str = "f16", *, zero_point: bool = False, minimum: bool = False
+) -> Encoding:
     """The row of an affine encoding.
 
     Args:
@@ -104,20 +110,26 @@ def affine_encoding(bits: int, group_size: int, scale: str = "f16", *, zero_poin
         group_size: elements of a row that share a scale.
         scale: ``f32``, ``f16`` or ``bf16``.
         zero_point: whether each group has its own.
+        minimum: whether each group has one instead of a zero point; nothing is rounded to these.
 
     Raises:
         ValueError: there is no such encoding.
     """
-    wanted = AffineFormat(bits, group_size, scale, zero_point)
+    wanted = AffineFormat(bits, group_size, scale, zero_point, minimum)
     if affine_format(wanted.name) != wanted:
         raise ValueError(f"there is no encoding {wanted.name}: bits {BITS}, whole bytes a group, {SCALES}")
+    return _row(wanted)
+
+
+@lru_cache(maxsize=256)
+def _row(form: AffineFormat) -> Encoding:
     return Encoding(
-        name=wanted.name,
-        block_size=group_size,
-        block_bytes=wanted.header_bytes + wanted.code_bytes,
-        dequantize=_dequantizer(wanted),
-        quantize=_quantizer(wanted),
-        layout=_layout(wanted),
+        name=form.name,
+        block_size=form.group_size,
+        block_bytes=form.header_bytes + form.code_bytes,
+        dequantize=_dequantizer(form),
+        quantize=None if form.has_minimum else _quantizer(form),
+        layout=_layout(form),
         source="nybble; values as in https://github.com/microsoft/onnxruntime/blob/main/docs/"
         "ContribOperators.md#com.microsoft.MatMulNBits",
     )
@@ -132,6 +144,9 @@ def split(data: Bytes, columns: int, form: AffineFormat) -> AffineParts:
         codes=unpack(blocks[..., form.header_bytes :], form).reshape(len(blocks), columns),
         scales=np.ascontiguousarray(blocks[..., : form.scale_bytes]),
         zero_points=np.ascontiguousarray(blocks[..., form.scale_bytes]) if form.has_zero_point else None,
+        minima=np.ascontiguousarray(blocks[..., form.scale_bytes : form.header_bytes])
+        if form.has_minimum
+        else None,
     )
 
 
@@ -147,6 +162,10 @@ def join(parts: AffineParts, form: AffineFormat) -> Bytes:
         if parts.zero_points is None or parts.zero_points.shape != (rows, groups):
             raise ValueError(f"{form.name}: zero points of shape ({rows}, {groups}) are needed")
         out[..., form.scale_bytes] = parts.zero_points
+    if form.has_minimum:
+        if parts.minima is None or parts.minima.shape != parts.scales.shape:
+            raise ValueError(f"{form.name}: minima of shape {parts.scales.shape} are needed")
+        out[..., form.scale_bytes : form.header_bytes] = parts.minima
     out[..., form.header_bytes :] = pack(parts.codes.reshape(rows, groups, form.group_size), form)
     return out.reshape(-1)
 
@@ -205,7 +224,13 @@ def to_sequential(packed: Bytes, form: AffineFormat) -> Bytes:
     return out.reshape(packed.shape)
 
 
-def join_sequential(packed: Bytes, scales: Bytes, zero_points: Bytes | None, form: AffineFormat) -> Bytes:
+def join_sequential(
+    packed: Bytes,
+    scales: Bytes,
+    zero_points: Bytes | None,
+    form: AffineFormat,
+    minima: Bytes | None = None,
+) -> Bytes:
     """Encoded rows from codes that are packed in ONNX's order: flat uint8, in one pass over memory.
 
     ``packed`` is uint8 (rows, groups, code_bytes); the others are as in ``AffineParts``.
@@ -217,6 +242,10 @@ def join_sequential(packed: Bytes, scales: Bytes, zero_points: Bytes | None, for
         zero_points is not None and zero_points.shape != (rows, groups)
     ):
         raise ValueError(f"{form.name}: zero points do not fit")
+    if (minima is not None) != form.has_minimum or (minima is not None and minima.shape != scales.shape):
+        raise ValueError(f"{form.name}: minima do not fit")
+    if minima is not None:
+        scales = np.concatenate([scales, minima], axis=-1)
     out = np.empty((rows * groups, form.header_bytes + form.code_bytes), np.uint8)
     if form.bits == 4 and form.group_size % 32 == 0:
         from nybble import _core
@@ -230,7 +259,7 @@ def join_sequential(packed: Bytes, scales: Bytes, zero_points: Bytes | None, for
             out.reshape(-1),
         )
         return out.reshape(-1)
-    out[:, : form.scale_bytes] = scales.reshape(rows * groups, -1)
+    out[:, : scales.shape[-1]] = scales.reshape(rows * groups, -1)
     if zero_points is not None:
         out[:, form.scale_bytes] = zero_points.reshape(-1)
     out[:, form.header_bytes :] = from_sequential(packed, form).reshape(rows * groups, -1)
@@ -264,9 +293,13 @@ def _dequantizer(form: AffineFormat) -> Callable[[Bytes], Floats]:
                 codes = unpack(part[:, form.header_bytes :], form).astype(np.float32)
                 if form.has_zero_point:
                     codes -= part[:, form.scale_bytes : form.header_bytes].astype(np.float32)
-                else:
+                elif not form.has_minimum:
                     codes -= np.float32(form.middle)
-                out[start : start + step] = codes * scale[:, None]
+                codes *= scale[:, None]
+                if form.has_minimum:
+                    lowest = np.ascontiguousarray(part[:, form.scale_bytes : form.header_bytes])
+                    codes += scale_values(lowest, form)[:, None]
+                out[start : start + step] = codes
         return out.reshape(-1)
 
     return dequantize
@@ -301,12 +334,15 @@ def _quantizer(form: AffineFormat) -> Callable[[Floats], Bytes]:
 def _layout(form: AffineFormat) -> str:
     head, end = form.header_bytes, form.header_bytes + form.code_bytes
     zero = f" {form.scale_bytes} u8 zero point |" if form.has_zero_point else ""
+    if form.has_minimum:
+        zero = f" {form.scale_bytes} {form.scale} minimum |"
     order = {
         8: "one code a byte",
         4: f"nibbles: of each {2 * _half(form)} codes, code i low and code i + {_half(form)} high in byte i",
     }.get(form.bits, f"codes of {form.bits} bits one after another, lowest bits first")
     middle = "zero point" if form.has_zero_point else str(form.middle)
+    value = "code * scale + minimum, each rounded" if form.has_minimum else f"(code - {middle}) * scale"
     return f"""\
  | 0 {form.scale} scale |{zero} {head} codes | {end}
    {order}
- value = (code - {middle}) * scale"""
+ value = {value}"""

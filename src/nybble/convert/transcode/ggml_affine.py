@@ -1,7 +1,7 @@
 """GGUF's integer block types and group-wise affine integers: from each to each, exactly or not at all.
 
-Nothing is rounded. Blocks are taken apart into codes, scales and zero points, and put together in the
-other encoding; where something does not fit there, the first such block is named. Exact means: both
+Nothing is rounded. Blocks are taken apart into codes, scales and zero points or minima, and put together
+in the other encoding; where something does not fit there, the first such block is named. Exact means: both
 sides dequantize to the same float32, bit for bit.
 
 ================  ====================  ====================================================
@@ -10,6 +10,10 @@ GGUF              affine                exact
 q4_0              int4_g32_f16          always; the bytes are the same
 q8_0, q5_0        int8_g32_f16          always
 q6_k              int8_g16_f32          always (a scale is d * sc, of 19 bits)
+q4_1              int4_g32_f16_m        always; the bytes are the same
+q4_1, q4_k        int4_g32_f32_m        always
+q5_1              int8_g32_f16_m        always
+q5_1, q5_k        int8_g32_f32_m        always
 q4_1, q4_k        int4_g32_..._z        where each minimum is a whole multiple of its scale
 q5_1, q5_k        int8_g32_..._z        where each minimum is a whole multiple of its scale
 ================  ====================  ====================================================
@@ -21,7 +25,7 @@ Why the values are the same: scales have at most 24 bits and products are rounde
 both sides from the same exact number. ``d * code + m`` with ``m = -zero_point * d`` is the exact
 number ``(code - zero_point) * d``, which float32 holds. Only the sign of a zero could differ, where a
 minimum stands beside a negative scale: such blocks are refused. So are scales that are not numbers,
-except where the bytes stay as they are.
+except where the bytes stay as they are or become wider. Between minima and minima nothing is computed.
 """
 
 from __future__ import annotations
@@ -46,7 +50,12 @@ from nybble.convert.transcode.groups import DoesNotFit, Groups, refuse
 from nybble.convert.transcode.scales import scale_bytes
 
 _CHUNK = 1 << 20  # elements worked on at a time
-_SAME_BYTES = {("q4_0", "int4_g32_f16"), ("int4_g32_f16", "q4_0")}
+_SAME_BYTES = {
+    ("q4_0", "int4_g32_f16"),
+    ("int4_g32_f16", "q4_0"),
+    ("q4_1", "int4_g32_f16_m"),
+    ("int4_g32_f16_m", "q4_1"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ class _Side:
 
     group_size: int
     middle: int | None
-    """Zero point of all groups; None: each has its own."""
+    """Zero point of all groups; None: each has its own, or a minimum."""
+    minima: bool
+    """Whether groups have minima."""
     highest: int
     """Largest code."""
     scale: str
@@ -76,11 +87,12 @@ def _side(name: str) -> _Side | None:
     block = BLOCK_TYPES.get(name)
     if block is not None:
         scale = "f16" if block.groups == 1 else "product"
-        return _Side(block.group_size, block.middle, block.highest, scale)
+        return _Side(block.group_size, block.middle, block.middle is None, block.highest, scale)
     form = affine_format(name)
     if form is None:
         return None
-    return _Side(form.group_size, None if form.has_zero_point else form.middle, 2**form.bits - 1, form.scale)
+    middle = None if form.has_zero_point or form.has_minimum else form.middle
+    return _Side(form.group_size, middle, form.has_minimum, 2**form.bits - 1, form.scale)
 
 
 def relation(source: str, target: str) -> Literal["exact", "depends"] | None:
@@ -105,10 +117,11 @@ def _codes_fit(source: str, target: str) -> bool:
     """Whether all codes and zero points that the source may have fit."""
     ours, theirs = _side(source), _side(target)
     assert ours is not None and theirs is not None
-    if target in BLOCK_TYPES and theirs.middle is None:
-        return False  # a minimum must be a float16, and not stand beside a negative scale
+    if theirs.minima and (target in BLOCK_TYPES or not ours.minima):
+        # A minimum must be a number of its type, and not stand beside a negative scale.
+        return (source, target) in _SAME_BYTES
     if ours.middle is None:
-        return source not in BLOCK_TYPES and theirs.middle is None and ours.highest <= theirs.highest
+        return theirs.middle is None and ours.minima == theirs.minima and ours.highest <= theirs.highest
     shift = _middle(theirs) - ours.middle
     return shift >= 0 and ours.highest + shift <= theirs.highest
 
@@ -174,11 +187,17 @@ def _transcode_chunk(data: Bytes, source: str, target: str) -> Bytes | Inexact:
     size = ours.group_size  # of the groups that an error counts
     try:
         groups = _take(data, source)
+        if ours.minima != theirs.minima and (source if ours.minima else target) not in BLOCK_TYPES:
+            groups.check_products()
+        if not theirs.minima:
+            groups = groups.with_zero_points()
         if ours.middle is not None or theirs.middle is not None:
             groups = groups.centred(_middle(theirs))
         groups = groups.of_size(theirs.group_size)
         size = theirs.group_size
         groups.check_codes(theirs.highest)
+        if theirs.minima:
+            groups = groups.with_minima()
         return _make(groups, target)
     except DoesNotFit as error:
         return Inexact(error.group * size // encoding(source).block_size, error.reason)
@@ -193,11 +212,15 @@ def _take(data: Bytes, name: str) -> Groups:
     # Each group as a row of its own.
     parts = split(data, form.group_size, form)
     scales = scale_values(parts.scales[:, 0], form)
-    if parts.zero_points is None:
+    minima = None
+    if parts.minima is not None:
+        minima = scale_values(parts.minima[:, 0], form)
+        points = np.zeros(len(scales), np.int16)
+    elif parts.zero_points is None:
         points = np.full(len(scales), form.middle, np.int16)
     else:
         points = parts.zero_points[:, 0].astype(np.int16)
-    return Groups(parts.codes.astype(np.int16), scales, points)
+    return Groups(parts.codes.astype(np.int16), scales, points, minima)
 
 
 def _make(groups: Groups, name: str) -> Bytes:
@@ -209,4 +232,8 @@ def _make(groups: Groups, name: str) -> Bytes:
     refuse((groups.zero_points < 0) | (groups.zero_points > 255), "its zero point does not fit in 0 to 255")
     points = groups.zero_points.astype(np.uint8)[:, None] if form.has_zero_point else None
     scales = scale_bytes(groups.scales, form.scale)[:, None, :]
-    return join(AffineParts(groups.codes.astype(np.uint8), scales, points), form)
+    minima = None
+    if form.has_minimum:
+        assert groups.minima is not None
+        minima = scale_bytes(groups.minima, form.scale, "minimum")[:, None, :]
+    return join(AffineParts(groups.codes.astype(np.uint8), scales, points, minima), form)

@@ -14,11 +14,8 @@ import numpy.typing as npt
 from nybble.checkpoint.encodings.base import Bytes
 from nybble.checkpoint.encodings.blocks import fields, planes
 from nybble.convert.transcode.common_factor import common_factor
-from nybble.convert.transcode.groups import Groups, refuse
+from nybble.convert.transcode.groups import Groups
 from nybble.convert.transcode.scales import narrowed
-
-_NOT_MULTIPLE = "its minimum is not a whole multiple of its scale"
-_NEGATIVE = "its scale is negative beside a minimum"
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int16]
@@ -32,7 +29,7 @@ class BlockType:
     groups: int
     """In a block."""
     middle: int | None
-    """Zero point of all groups; None: each has its own, from a minimum."""
+    """Zero point of all groups; None: each has a minimum."""
     highest: int
     """Largest code."""
     take: Callable[[Bytes], Groups]
@@ -145,41 +142,28 @@ def _make_q6_k(groups: Groups) -> Bytes:
 # -- scale and minimum -------------------------------------------------------------------------------
 
 
-def _with_minimum(codes: Codes, scales: Floats, minima: npt.NDArray[np.float64]) -> Groups:
-    """Groups of scales and of minima that are subtracted, all exact in float64."""
-    wide = scales.astype(np.float64)
-    refuse(np.signbit(scales) | ~np.isfinite(wide + minima), _NEGATIVE)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        points = np.rint(minima / wide)
-    points = np.where(np.isfinite(points) & (np.abs(points) <= 255), points, 0)
-    refuse(points * wide != minima, _NOT_MULTIPLE)
-    return Groups(codes, scales, points.astype(np.int16))
+def _with_minima(codes: Codes, scales: Floats, minima: Floats) -> Groups:
+    return Groups(codes, scales, np.zeros(len(scales), np.int16), minima)
 
 
-def _check_minimum(groups: Groups) -> None:
-    """Refuses groups whose zeros would get another sign."""
-    below = (groups.codes < groups.zero_points[:, None]).any(axis=1)
-    refuse(np.signbit(groups.scales) | ((groups.scales == 0) & below), _NEGATIVE)
-
-
-def _minima(groups: Groups) -> npt.NDArray[np.float64]:
-    """What is subtracted: zero point * scale, exact; no zero is negative."""
-    return groups.scales.astype(np.float64) * groups.zero_points + 0.0
+def _minima(groups: Groups) -> Floats:
+    """Those that the groups must have by now."""
+    assert groups.minima is not None
+    return groups.minima
 
 
 def _take_q4_1(blocks: Bytes) -> Groups:
-    return _with_minimum(_nibbles(blocks[:, 4:]), _half(blocks, 0), -_half(blocks, 2).astype(np.float64))
+    return _with_minima(_nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2))
 
 
 def _take_q5_1(blocks: Bytes) -> Groups:
     codes = _nibbles(blocks[:, 8:]) | _fifth(blocks[:, 4:8])
-    return _with_minimum(codes, _half(blocks, 0), -_half(blocks, 2).astype(np.float64))
+    return _with_minima(codes, _half(blocks, 0), _half(blocks, 2))
 
 
 def _header_1(groups: Groups) -> Bytes:
     """Scale and minimum of q4_1 and q5_1."""
-    _check_minimum(groups)
-    minima = narrowed(0.0 - _minima(groups), "minimum")
+    minima = narrowed(_minima(groups), "minimum")
     return np.concatenate([_half_bytes(narrowed(groups.scales)), _half_bytes(minima)], axis=1)
 
 
@@ -196,20 +180,31 @@ _SIX, _TWO, _FOUR = np.uint8(0x3F), np.uint8(0x30), np.uint8(4)
 
 
 def _take_k(blocks: Bytes, codes: Bytes) -> Groups:
-    """q4_k and q5_k: 8 six-bit scales and 8 six-bit minima in bytes 4 to 16."""
+    """q4_k and q5_k: 8 six-bit scales and 8 six-bit minima in bytes 4 to 16.
+
+    Minima are subtracted there; that is to add the same numbers with the other sign.
+    """
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = [first & _SIX, (third & np.uint8(15)) | ((first >> np.uint8(2)) & _TWO)]
     minima = [second & _SIX, (third >> _FOUR) | ((second >> np.uint8(2)) & _TWO)]
     step = _half(blocks, 0)[:, None] * np.concatenate(scales, axis=1).astype(np.float32)
-    low = _half(blocks, 2)[:, None].astype(np.float64) * np.concatenate(minima, axis=1)
-    return _with_minimum(codes.astype(np.int16).reshape(-1, 32), step.reshape(-1), low.reshape(-1))
+    low = _half(blocks, 2)[:, None] * np.concatenate(minima, axis=1).astype(np.float32)
+    return _with_minima(codes.astype(np.int16).reshape(-1, 32), step.reshape(-1), -low.reshape(-1))
+
+
+def _subtracted(groups: Groups) -> npt.NDArray[np.float64]:
+    """Minima with the other sign: (blocks, 8). Zeros get the sign that the others have in their block: beside
+    a positive scale it is not seen."""
+    low = -_minima(groups).astype(np.float64).reshape(-1, 8)
+    top = np.take_along_axis(low, np.abs(low).argmax(axis=1)[:, None], axis=1)
+    free = (low == 0) & ~np.signbit(groups.scales).reshape(-1, 8)
+    return np.where(free, np.where(top < 0, -0.0, 0.0), low)
 
 
 def _header_k(groups: Groups) -> Bytes:
     """The first 16 bytes of q4_k and q5_k."""
-    _check_minimum(groups)
     step, scales = common_factor(groups.scales.astype(np.float64).reshape(-1, 8), 0, 63, "scales")
-    low, minima = common_factor(_minima(groups).reshape(-1, 8), 0, 63, "minima")
+    low, minima = common_factor(_subtracted(groups), 0, 63, "minima")
     s, m = scales.astype(np.uint8), minima.astype(np.uint8)
     first = (s[:, :4] & _SIX) | ((s[:, 4:] & _TWO) << np.uint8(2))
     second = (m[:, :4] & _SIX) | ((m[:, 4:] & _TWO) << np.uint8(2))

@@ -23,16 +23,16 @@ def narrowed(values: npt.NDArray[np.floating[Any]], what: str = "scale") -> npt.
     return half
 
 
-def scale_bytes(scales: npt.NDArray[np.float32], kind: str) -> Bytes:
-    """Scales (n,) as the bytes of ``f32``, ``f16`` or ``bf16``: uint8 (n, bytes).
+def scale_bytes(scales: npt.NDArray[np.float32], kind: str, what: str = "scale") -> Bytes:
+    """Scales or minima (n,) as the bytes of ``f32``, ``f16`` or ``bf16``: uint8 (n, bytes).
 
     Raises:
         DoesNotFit: one of them is not a number of that type.
     """
     if kind == "f16":
-        return narrowed(scales).astype("<f2").view(np.uint8).reshape(-1, 2)
+        return narrowed(scales, what).astype("<f2").view(np.uint8).reshape(-1, 2)
     raw = scales.astype("<f4").view(np.uint8).reshape(-1, 4)
     if kind == "f32":
         return raw
-    refuse((raw[:, :2] != 0).any(axis=1), "its scale is not a bfloat16")
+    refuse((raw[:, :2] != 0).any(axis=1), f"its {what} is not a bfloat16")
     return np.ascontiguousarray(raw[:, 2:])

@@ -5,6 +5,7 @@ value stays what it is. Groups of more than 32 repeat their scale in each block 
 
     codes of 4 bits     q4_0 or int4_g32_f32; with zero points int4_g32_f16_z or int4_g32_f32_z
     2, 3 and 8 bits     codes less zero points in q4_0, q8_0, int4_g32_f32 or int8_g32_f32
+    with minima         q4_1, int4_g32_f32_m or int8_g32_f32_m
     groups not of 32    bf16 where it holds the values
     anything else       f32
 """
@@ -30,6 +31,8 @@ BLOCK = 32
 """Elements of a block in the kernels' encodings."""
 MAX_ZERO_POINT = 16
 """The kernels' limit (``max_zero_point`` in native/core/encoding.h)."""
+MAX_CODE_WITH_MINIMUM = 127
+"""The same for codes of 8 bits beside a minimum (``max_code_with_minimum``)."""
 _CHUNK = 1 << 22  # elements worked on at a time
 
 
@@ -42,7 +45,10 @@ def native_weight(tensor: Tensor) -> Tensor:
     tensor = tensor.changed(data=data)
     if form.group_size % BLOCK == 0:
         blocks = data.reshape(-1, form.header_bytes + form.code_bytes)
-        found = _same_codes(blocks, form) or _differences(blocks, form)
+        if form.has_minimum:
+            found = _with_minima(blocks, form)
+        else:
+            found = _same_codes(blocks, form) or _differences(blocks, form)
         if found is not None:
             name, converted = found
             same = converted is data or encoding(name) is tensor.encoding
@@ -74,6 +80,42 @@ def _same_codes(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
     codes[...] = blocks[:, form.header_bytes :].reshape(codes.shape)
     if name == "q8_0":  # signed there
         codes ^= np.uint8(128)
+    return name, out.reshape(-1)
+
+
+def _with_minima(blocks: Bytes, form: AffineFormat) -> tuple[str, Bytes] | None:
+    """Codes with minima: of 4 bits (from 2 and 3) or of 8, whose highest bit the kernels want clear."""
+    scales, scale_kind = _half_or_single(blocks[:, : form.scale_bytes], form)
+    minima, kind = _half_or_single(blocks[:, form.scale_bytes : form.header_bytes], form)
+    if form.bits != 8 and scale_kind == kind == "f16":
+        name = "q4_1"
+    else:
+        name = "int8_g32_f32_m" if form.bits == 8 else "int4_g32_f32_m"
+        scales, minima = (
+            scale_values(np.ascontiguousarray(blocks[:, at : at + form.scale_bytes]), form)
+            .astype("<f4")
+            .view(np.uint8)
+            .reshape(-1, 4)
+            for at in (0, form.scale_bytes)
+        )
+    header = np.concatenate([scales, minima], axis=1)
+    if form.bits in (4, 8) and form.group_size == BLOCK and header.shape[1] == form.header_bytes:
+        codes = blocks[:, form.header_bytes :]
+        fits = form.bits == 4 or codes.max(initial=0) <= MAX_CODE_WITH_MINIMUM
+        return (name, blocks.reshape(-1)) if fits else None
+    out = _empty(len(blocks), form, header.shape[1] + (BLOCK if form.bits == 8 else BLOCK // 2))
+    out[:, :, : header.shape[1]] = header[:, None]
+    step = max(1, _CHUNK // form.group_size)
+    for start in range(0, len(blocks), step):
+        parts = split(blocks[start : start + step].reshape(-1), form.group_size, form)
+        target = out[start : start + step, :, header.shape[1] :]
+        codes = parts.codes.reshape(*target.shape[:2], BLOCK)
+        if form.bits == 8:
+            if codes.max(initial=0) > MAX_CODE_WITH_MINIMUM:
+                return None
+            target[...] = codes
+        else:
+            target[...] = codes[..., :16] | (codes[..., 16:] << np.uint8(4))
     return name, out.reshape(-1)
 
 
@@ -111,7 +153,11 @@ def _empty(groups: int, form: AffineFormat, block_bytes: int) -> Bytes:
 
 def _scales(blocks: Bytes, form: AffineFormat) -> tuple[Bytes, str]:
     """Bytes of the scales (groups, 2 or 4) and their type: float16 if it holds them all, or float32."""
-    stored = np.ascontiguousarray(blocks[:, : form.scale_bytes])
+    return _half_or_single(blocks[:, : form.scale_bytes], form)
+
+
+def _half_or_single(numbers: Bytes, form: AffineFormat) -> tuple[Bytes, str]:
+    stored = np.ascontiguousarray(numbers)
     if form.scale == "f16":
         return stored, "f16"
     values = scale_values(stored, form)
@@ -148,7 +194,10 @@ def _bf16(data: Bytes, shape: tuple[int, ...], form: AffineFormat) -> Bytes | No
 
 def _values(parts: AffineParts, form: AffineFormat) -> npt.NDArray[np.float32]:
     codes = parts.codes.reshape(*parts.scales.shape[:2], form.group_size).astype(np.float32)
+    scales = scale_values(parts.scales, form)[..., None]
     zero = np.float32(form.middle) if parts.zero_points is None else parts.zero_points[..., None]
     with np.errstate(all="ignore"):
-        values: npt.NDArray[np.float32] = (codes - zero) * scale_values(parts.scales, form)[..., None]
+        if parts.minima is not None:
+            return np.asarray(codes * scales + scale_values(parts.minima, form)[..., None], np.float32)
+        values: npt.NDArray[np.float32] = (codes - zero) * scales
     return values

@@ -27,7 +27,7 @@ from nybble.formats.onnx.decoder_io import USUAL_CACHES, USUAL_INPUTS
 from nybble.formats.onnx.external_data import ExternalFiles
 from nybble.formats.onnx.portable_embedding import with_plain_embedding
 from nybble.formats.onnx.proto import input_shape, load_model
-from nybble.formats.onnx.recognise import arithmetic, fused, movement
+from nybble.formats.onnx.recognise import arithmetic, fused, minima, movement
 from nybble.formats.onnx.recognise.layout import features_of
 from nybble.formats.onnx.recognise.model import Hints, Recognised, build
 from nybble.formats.onnx.recognise.probe import RUN_INSTEAD, GraphTable, Probe
@@ -37,7 +37,7 @@ from nybble.formats.onnx.recognise.values import Known, Term, Value, View
 if TYPE_CHECKING:
     import onnx
 
-RULES = {**movement.RULES, **arithmetic.RULES, **fused.RULES}
+RULES = {**movement.RULES, **arithmetic.RULES, **fused.RULES, **minima.RULES}
 PAST, TOKENS = 1, 4
 """The run that is recognised. Position 0 is left out: nothing is rotated there."""
 CONFIG_KEY = "nybble.config"
@@ -108,6 +108,7 @@ def recognise(
     where = str(file or "<memory>")
     model = with_plain_embedding(model)
     table = GraphTable(model.graph, ExternalFiles(None if file is None else file.parent), where)
+    minima.mark_centres(table)
     fields = Fields(genai, where).fields("model")
     inputs = _Inputs(table, fields, where)
     runs = _Runs(table, inputs)

@@ -14,6 +14,7 @@ from nybble.checkpoint.encodings.affine import AffineFormat, affine_format
 from nybble.checkpoint.tensor import Tensor
 from nybble.graph.graph import Graph, Node, Value
 from nybble.graph.onnx.lowering import Lowering, Matrix, Projection, node_path
+from nybble.graph.onnx.minima import embedding_with_minima, minima_initializers, with_minima
 from nybble.graph.onnx.names import stem
 from nybble.graph.onnx.nodes import ElementType, Initializer
 from nybble.graph.onnx.portable_integers import blocked_embedding, blocked_product
@@ -42,12 +43,16 @@ def embedding(lowering: Lowering, node: Node) -> None:
     """Rows of the embedding by ``input_ids``, times its scale."""
     tensor = lowering.tensors[node.weights[0]]
     name = "/model/embed_tokens"
-    if affine_format(encoding_of(lowering, tensor).name) is None:
+    form = affine_format(encoding_of(lowering, tensor).name)
+    if form is None:
         x = _gather(lowering, tensor, name)
     elif lowering.target.portable:
-        x = blocked_embedding(lowering, tensor, _affine_encoding(lowering, tensor), name)
+        x = blocked_embedding(lowering, tensor, form, name)
     else:
-        x = _gather_quantized(lowering, tensor, name)
+        x = _gather_quantized(lowering, tensor, form, name)
+    if form is not None and form.has_minimum:
+        own = "lm_head" if lowering.config.tie_word_embeddings else "model.embed_tokens"
+        x = embedding_with_minima(lowering, own, x, name, columns=tensor.shape[1], size=form.group_size)
     factor = node.attributes["scale"]
     if factor != 1.0:
         # The product may leave float16's range before it is normalized.
@@ -77,12 +82,6 @@ def _gathered_type(lowering: Lowering, tensor: Tensor) -> ElementType:
     return lowering.element_type
 
 
-def _affine_encoding(lowering: Lowering, tensor: Tensor) -> AffineFormat:
-    form = affine_format(encoding_of(lowering, tensor).name)
-    assert form is not None
-    return form
-
-
 def _gather(lowering: Lowering, tensor: Tensor, name: str) -> str:
     kind = _gathered_type(lowering, tensor)
     weight = lowering.initializer(EMBEDDING, kind, tensor.shape, lambda: float_array(tensor, kind))
@@ -90,8 +89,7 @@ def _gather(lowering: Lowering, tensor: Tensor, name: str) -> str:
     return lowering.cast(x, lowering.element_type)
 
 
-def _gather_quantized(lowering: Lowering, tensor: Tensor, name: str) -> str:
-    form = _affine_encoding(lowering, tensor)
+def _gather_quantized(lowering: Lowering, tensor: Tensor, form: AffineFormat, name: str) -> str:
     rows, columns = tensor.shape
     tied = lowering.config.tie_word_embeddings
     data = Initializer(f"model.embed_tokens.weight_Q{form.bits}", "u8", (rows, columns * form.bits // 8))
@@ -193,6 +191,8 @@ def _multiply(
         y = blocked_product(lowering, own, rows, form, source)
     else:
         y = _integer_product(lowering, own, rows, form, source)
+    if form is not None and form.has_minimum:
+        y = with_minima(lowering, own, y, source, columns=rows.shape[1], size=form.group_size)
     if not biases:
         return y
     count = rows.shape[0]
@@ -232,11 +232,11 @@ def _integer_product(lowering: Lowering, own: str, rows: Rows, form: AffineForma
 def _nbits_initializers(
     lowering: Lowering, own: str, rows: Rows, form: AffineFormat, alias: Initializer | None = None
 ) -> list[str]:
-    """Codes, scales and zero points of a matrix, declared once."""
-    base = f"{own}.MatMul.weight"
+    """Codes, scales and zero points of a matrix, declared once; minima too, which are not returned."""
+    base, count_named = f"{own}.MatMul.weight", 2 + form.has_zero_point
     found = lowering.groups.get(f"{base}_Q{form.bits}")
     if found is not None:
-        return [item.name for item in found.initializers]
+        return [item.name for item in found.initializers[:count_named]]
     count, columns = rows.shape
     blocks = columns // form.group_size
     element_type = lowering.element_type
@@ -246,8 +246,11 @@ def _nbits_initializers(
     ]
     if form.has_zero_point:
         items.append(Initializer(f"{base}_zero_points", "u8", (count, -(-blocks * form.bits // 8))))
+    if form.has_minimum:
+        items += minima_initializers(base, element_type, (count, blocks))
     aliases = () if alias is None else ((0, alias),)
-    return lowering.initializers(items, lambda: nbits_arrays(rows, form, element_type), aliases)
+    names = lowering.initializers(items, lambda: nbits_arrays(rows, form, element_type), aliases)
+    return names[:count_named]
 
 
 # -- q, k and v as one -------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from nybble.checkpoint.encodings.affine import AffineFormat, scale_values
 from nybble.checkpoint.tensor import Bytes, Tensor
 from nybble.graph.onnx.lowering import ONNX_TYPES, Lowering, node_path
+from nybble.graph.onnx.minima import minima_initializers, scales_of_centres
 from nybble.graph.onnx.nodes import NUMPY_TYPES, ElementType, Initializer
-from nybble.graph.onnx.weights import Rows, affine_parts, pack_neighbours
+from nybble.graph.onnx.weights import Rows, affine_parts, middle_code, pack_neighbours
 
 
 def blocked_product(lowering: Lowering, own: str, rows: Rows, form: AffineFormat, source: str) -> str:
@@ -66,10 +67,10 @@ def _nibbles(form: AffineFormat) -> bool:
 
 
 def _initializers(lowering: Lowering, own: str, rows: Rows, form: AffineFormat) -> list[str]:
-    """Codes, scales and zero points of a weight, declared once."""
-    base = f"{own}.MatMul.weight"
+    """Codes, scales and zero points of a weight, declared once; minima too, which are not returned."""
+    base, count_named = f"{own}.MatMul.weight", 2 + form.has_zero_point
     if base in lowering.groups:
-        return [item.name for item in lowering.groups[base].initializers]
+        return [item.name for item in lowering.groups[base].initializers[:count_named]]
     kind, element_type = integer_type(form), lowering.element_type
     count, columns = rows.shape
     blocks = columns // form.group_size
@@ -87,7 +88,11 @@ def _initializers(lowering: Lowering, own: str, rows: Rows, form: AffineFormat) 
             flat = item.element_type in ("u4", "i4")
             read_as, shape = ("u8", (item.nbytes,)) if flat else (item.element_type, item.shape)
             aliases.append((at, Initializer(_embedding_name(item.name), read_as, shape)))
-    return lowering.initializers(items, lambda: _arrays(rows, form, element_type), aliases)
+    if form.has_minimum:
+        aliases.append((1, Initializer(scales_of_centres(lowering, base), element_type, items[1].shape)))
+        items += minima_initializers(base, element_type, (blocks, count))
+    names = lowering.initializers(items, lambda: _arrays(rows, form, element_type), aliases)
+    return names[:count_named]
 
 
 def _embedding_name(name: str) -> str:
@@ -136,28 +141,32 @@ def _columns_at(lowering: Lowering, data: str, shape: tuple[int, int], name: str
 
 
 def _arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -> list[npt.NDArray[Any]]:
-    """Codes, scales and zero points with the blocks along the first axis."""
+    """Codes, scales and zero points with the blocks along the first axis; or codes less their middle,
+    scales, minima and the middle."""
     count, columns = rows.shape
     blocks = columns // written.group_size
     codes = np.empty((columns, count), np.uint8)
     scales = np.empty((blocks, count), NUMPY_TYPES[element_type])
     zeros = np.empty((blocks, count), np.uint8) if written.has_zero_point else None
+    minima = np.empty_like(scales) if written.has_minimum else None
     for row, parts, form in affine_parts(rows, written):
         place = slice(row, row + len(parts.codes))
         repeat = form.group_size // written.group_size
-        # Without zero points the codes become signed.
-        codes[:, place] = (parts.codes if zeros is not None else _signed(parts.codes, written.bits)).T
+        codes[:, place] = parts.codes.T
         scales[:, place] = np.repeat(scale_values(parts.scales, form), repeat, axis=1).T
         if zeros is not None and parts.zero_points is not None:
             zeros[:, place] = np.repeat(parts.zero_points, repeat, axis=1).T
+        if minima is not None and parts.minima is not None:
+            minima[:, place] = np.repeat(scale_values(parts.minima, form), repeat, axis=1).T
+    if zeros is not None:
+        return [_packed(codes, written), scales, _packed(zeros, written)]
+    middle = written.middle if minima is None else middle_code(codes, written)
+    # Without zero points the codes become signed: two's complement of 8 bits, or of 4 for fewer.
+    codes -= np.uint8(middle)
+    if written.bits != 8:
+        codes &= np.uint8(15)
     arrays: list[npt.NDArray[Any]] = [_packed(codes, written), scales]
-    return arrays if zeros is None else [*arrays, _packed(zeros, written)]
-
-
-def _signed(codes: Bytes, bits: int) -> Bytes:
-    """Codes less their middle, as two's complement of 8 bits, or of 4 for fewer."""
-    moved: Bytes = codes - np.uint8(1 << (bits - 1))
-    return moved if bits == 8 else moved & np.uint8(15)
+    return arrays if minima is None else [*arrays, minima, np.array(middle, scales.dtype)]
 
 
 def _packed(codes: Bytes, form: AffineFormat) -> Bytes:

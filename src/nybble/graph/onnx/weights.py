@@ -11,7 +11,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def written_encoding(tensor: Tensor, target: Target, method: Method | None, *, o
             f"{tensor.name} is {name}, which ONNX cannot hold; float and int2, int4 or int8 in groups that 16"
             " divides can be written: convert the tensor first"
         )
-    return encoding(AffineFormat(form.bits, block, target.element_type, form.has_zero_point).name)
+    return encoding(replace(form, group_size=block, scale=target.element_type).name)
 
 
 def block_size(form: AffineFormat) -> int | None:
@@ -93,12 +93,17 @@ def block_size(form: AffineFormat) -> int | None:
 
 
 def nbits_arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -> list[npt.NDArray[Any]]:
-    """Codes, scales and, where the form has them, zero points as ``MatMulNBits`` wants them."""
+    """Codes, scales and, where the form has them, zero points as ``MatMulNBits`` wants them.
+
+    Of a form with minima: codes, scales, minima (rows, blocks), and the code in the middle; codes are moved
+    so that it stands where the zero point of symmetric codes is.
+    """
     count, columns = rows.shape
     blocks = columns // written.group_size
     codes = np.empty((count, blocks, written.code_bytes), np.uint8)
     scales = np.empty((count, blocks), NUMPY_TYPES[element_type])
     zeros = np.zeros((count, -(-blocks * written.bits // 8)), np.uint8) if written.has_zero_point else None
+    minima = np.empty_like(scales) if written.has_minimum else None
     for row, parts, form in affine_parts(rows, written):
         n = len(parts.codes)
         repeat = form.group_size // written.group_size
@@ -111,7 +116,19 @@ def nbits_arrays(rows: Rows, written: AffineFormat, element_type: ElementType) -
             points = np.repeat(parts.zero_points, repeat, axis=1)
             padding = zeros.shape[1] * 8 // written.bits - blocks
             zeros[row : row + n] = pack_neighbours(np.pad(points, ((0, 0), (0, padding))), written.bits)
+        if minima is not None and parts.minima is not None:
+            values = np.repeat(scale_values(parts.minima, form), repeat, axis=1)
+            minima[row : row + n] = _fitting(values, element_type, rows.parts[0][0].name)
+    if minima is not None:
+        middle = middle_code(codes, written)
+        codes += np.uint8(written.middle - middle)
+        return [codes, scales, minima, np.array(middle, NUMPY_TYPES[element_type])]
     return [codes, scales] if zeros is None else [codes, scales, zeros]
+
+
+def middle_code(codes: Bytes, form: AffineFormat) -> int:
+    """The middle of the codes that occur, where a byte holds one: they may have five bits; else of all."""
+    return form.middle if form.bits < 8 else (int(codes.max(initial=0)) + 1) // 2
 
 
 def pack_neighbours(codes: Bytes, bits: int) -> Bytes:
@@ -151,10 +168,13 @@ def vector_array(parts: Sequence[tuple[Tensor, int, int]], element_type: Element
 def affine_parts(rows: Rows, written: AffineFormat) -> Iterator[tuple[int, AffineParts, AffineFormat]]:
     """First row, parts and form of one run of rows after another: as they are, floats rounded to nearest."""
     quantize = encoding(written.name).quantize
-    assert quantize is not None
     for row, kind, data in rows.chunks():
         form = affine_format(kind.name)
-        integers = quantize(kind.dequantize(data)) if form is None else data
+        if form is None:
+            assert quantize is not None  # floats are never written as a form that has none
+            integers = quantize(kind.dequantize(data))
+        else:
+            integers = data
         yield row, split(integers, rows.shape[1], form or written), form or written
 
 

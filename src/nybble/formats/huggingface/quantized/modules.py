@@ -236,6 +236,10 @@ def quantized_linears(checkpoint: Checkpoint, method: str) -> dict[str, Quantize
         if form is not None:
             if last != "weight" or len(tensor.shape) != 2:
                 raise UnsupportedError(f"{name}: {method} packs the weights of linears only")
+            if form.has_minimum:
+                raise UnsupportedError(
+                    f"{name} ({tensor.encoding.name}): {method} has whole zero points, and no minima"
+                )
             permutation = checkpoint.tensors.get(f"{module}.{PERMUTATION}")
             found[module] = QuantizedLinear(module, tensor, form, permutation)
         elif tensor.encoding.name not in (*SCALE_TYPES, "i32"):

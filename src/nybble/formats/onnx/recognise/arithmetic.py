@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nybble.errors import UnsupportedError
-from nybble.formats.onnx.recognise import elementwise
+from nybble.formats.onnx.recognise import elementwise, minima
 from nybble.formats.onnx.recognise.layout import (
     Heads,
     features_of,
@@ -17,7 +17,7 @@ from nybble.formats.onnx.recognise.layout import (
     order_of_features,
 )
 from nybble.formats.onnx.recognise.probe import Call, Outputs, Rule
-from nybble.formats.onnx.recognise.values import Array, Known, Quantized, Term, Value, View, Weight
+from nybble.formats.onnx.recognise.values import Array, Centres, Known, Quantized, Term, Value, View, Weight
 
 MASKED = -1e4
 """Additions at or below this hide a key."""
@@ -70,7 +70,7 @@ def binary(call: Call) -> Outputs:
 
 
 def _with_constant(call: Call, operator: str, view: View, other: Value, *, right: bool) -> View:
-    if isinstance(other, Quantized):
+    if isinstance(other, Quantized | Centres):
         raise call.unsupported("arithmetic with a quantized constant")
     if isinstance(other, View):
         raise call.unsupported("two activations where one is expected")
@@ -136,6 +136,9 @@ def _two(call: Call, operator: str, a: View, b: View) -> View:
     if operator == "Pow":
         raise call.unsupported("an activation to the power of an activation")
     shape = np.broadcast_shapes(a.shape, b.shape)
+    found = minima.combined(call, a, b) if operator == "Add" else None
+    if found is not None:
+        return found
     if operator in ("Add", "Sub") and a.base is b.base and (_turned(a) or _turned(b)):
         return _sum_of_parts(a, b.scaled(-1.0) if operator == "Sub" else b, shape)
     name = operator.lower()
@@ -244,6 +247,8 @@ def matmul(call: Call) -> Outputs:
             raise call.unsupported(f"a weight of shape {b.shape}")
         weight = b.transposed((1, 0)) if isinstance(b, Weight) else b.transposed()
         return [linear(call, a, weight, None)]
+    if isinstance(a, View) and isinstance(b, Centres):
+        return [minima.product(call, a, b)]
     if isinstance(a, View) and isinstance(b, View):
         if a.base.operator == "probabilities":
             return [_attend(call, a, b)]

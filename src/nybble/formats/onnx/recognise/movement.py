@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from nybble.formats.onnx.recognise import numeric
+from nybble.formats.onnx.recognise import minima, numeric
 from nybble.formats.onnx.recognise.layout import heads_of
 from nybble.formats.onnx.recognise.probe import Call, Outputs, Rule
-from nybble.formats.onnx.recognise.values import Array, Known, Quantized, Term, View, Weight
+from nybble.formats.onnx.recognise.values import Array, Centres, Known, Quantized, Term, View, Weight
 
 _WIDE = {1: "f32", 10: "f16", 11: "f64", 16: "bf16"}
 
@@ -62,7 +62,7 @@ def _maybe(call: Call, at: int) -> Array | None:
 
 def transpose(call: Call) -> Outputs:
     value = call.inputs[0]
-    if not isinstance(value, View | Weight | Quantized):
+    if not isinstance(value, View | Weight | Quantized | Centres):
         return []
     order = tuple(call.attribute("perm") or reversed(range(len(value.shape))))
     if sorted(order) != list(range(len(value.shape))):
@@ -188,6 +188,8 @@ def gather(call: Call) -> Outputs:
     if isinstance(index, View):
         if index.base.operator != "input_ids" or not index.is_whole or index.gain != 1.0:
             raise call.unsupported("indices that are no token ids")
+        if isinstance(data, Centres):
+            return [minima.rows_by_id(call, data, index)]
         if not isinstance(data, Weight | Quantized) or len(data.shape) != 2 or axis:
             raise call.unsupported("an embedding that is no stored matrix")
         return [embedding(call, data, index)]

@@ -110,7 +110,7 @@ def as_known(array: Array, element: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A matrix of codes with a scale, and perhaps a zero point, for each group along one axis.
+    """A matrix of codes with a scale, and perhaps a zero point or a minimum, for each group along one axis.
 
     ``codes()`` uint8 (shape), ``scales()`` in storage type and ``zero_points()`` uint8, both with
     ``axis`` divided by the group size (rounded up). value = (code - zero point) * scale.
@@ -127,10 +127,12 @@ class Quantized:
     key: tuple[object, ...]
     packed: Callable[[], Array] | None = None
     """Codes (rows, groups, bytes of a group), lowest bits first, where the file has whole groups so."""
+    minima: Callable[[], Array] | None = None
+    """As the scales, in their type; value = code * scale + minimum, and there are no zero points."""
 
     def transposed(self) -> Quantized:
         """Rows and columns exchanged."""
-        zero = self.zero_points
+        zero, minima = self.zero_points, self.minima
         return replace(
             self,
             shape=(self.shape[1], self.shape[0]),
@@ -138,6 +140,7 @@ class Quantized:
             codes=lambda: self.codes().T,
             scales=lambda: self.scales().T,
             zero_points=None if zero is None else lambda: zero().T,
+            minima=None if minima is None else lambda: minima().T,
             key=self.key[1:] if self.key[0] == "T" else ("T", *self.key),
             packed=None,
         )
@@ -147,13 +150,14 @@ class Quantized:
         if (begin, end) == (0, self.shape[0]):
             return self
         assert self.axis == 1
-        zero, packed = self.zero_points, self.packed
+        zero, packed, minima = self.zero_points, self.packed, self.minima
         return replace(
             self,
             shape=(end - begin, self.shape[1]),
             codes=lambda: self.codes()[begin:end],
             scales=lambda: self.scales()[begin:end],
             zero_points=None if zero is None else lambda: zero()[begin:end],
+            minima=None if minima is None else lambda: minima()[begin:end],
             key=("rows", begin, end, *self.key),
             packed=None if packed is None else lambda: packed()[begin:end],
         )
@@ -165,16 +169,34 @@ class Quantized:
         if begin or self.axis != 1:
             raise UnsupportedError("a slice of a quantized matrix that begins within a row")
         groups = -(-end // self.group_size)
-        zero = self.zero_points
+        zero, minima = self.zero_points, self.minima
         return replace(
             self,
             shape=(self.shape[0], end),
             codes=lambda: self.codes()[:, :end],
             scales=lambda: self.scales()[:, :groups],
             zero_points=None if zero is None else lambda: zero()[:, :groups],
+            minima=None if minima is None else lambda: minima()[:, :groups],
             key=("columns", begin, end, *self.key),
             packed=None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Centres:
+    """minimum + middle * scale of the groups of a matrix, kept apart: (groups, rows), or (rows, groups)."""
+
+    minima: Weight
+    scales: Weight
+    middle: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.minima.shape
+
+    def transposed(self) -> Centres:
+        """Rows and groups exchanged."""
+        return replace(self, minima=self.minima.transposed((1, 0)), scales=self.scales.transposed((1, 0)))
 
 
 Stored = Weight | Quantized
@@ -322,4 +344,4 @@ class View:
         return View(base, self.shape, self._make, 1.0)
 
 
-Value = Known | Weight | Quantized | View
+Value = Known | Weight | Quantized | Centres | View

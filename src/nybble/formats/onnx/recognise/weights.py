@@ -191,10 +191,11 @@ def join_rows(parts: Sequence[Stored]) -> Stored:
         and (part.bits, part.axis, part.group_size, part.scale)
         == (first.bits, 1, first.group_size, first.scale)
         and (part.zero_points is None) == (first.zero_points is None)
+        and (part.minima is None) == (first.minima is None)
     ]
     if len(alike) < len(parts):
         raise UnsupportedError("weights of different types cannot become one")
-    zero = first.zero_points
+    zero, minima = first.zero_points, first.minima
     packed = first.packed if all(part.packed is not None for part in alike) else None
     return Quantized(
         (total, first.shape[1]), first.bits, 1, first.group_size, first.scale,
@@ -203,6 +204,7 @@ def join_rows(parts: Sequence[Stored]) -> Stored:
         None if zero is None else lambda: np.concatenate([part.zero_points() for part in alike]),  # type: ignore[misc]
         key,
         None if packed is None else lambda: np.concatenate([part.packed() for part in alike]),  # type: ignore[misc]
+        None if minima is None else lambda: np.concatenate([part.minima() for part in alike]),  # type: ignore[misc]
     )  # fmt: skip
 
 
@@ -230,24 +232,30 @@ def _affine_tensor(name: str, stored: Quantized) -> Tensor:
     # A last block that is padded: smaller groups, several of which share a scale.
     group = columns if stored.group_size >= columns else math.gcd(columns, stored.group_size)
     repeats = 1 if stored.group_size >= columns else stored.group_size // group
-    zero = stored.zero_points
-    form = AffineFormat(stored.bits, group, stored.scale, zero is not None)
+    zero, minima = stored.zero_points, stored.minima
+    form = AffineFormat(stored.bits, group, stored.scale, zero is not None, minima is not None)
     try:
-        kind = affine_encoding(stored.bits, group, stored.scale, zero_point=zero is not None)
+        kind = affine_encoding(
+            stored.bits, group, stored.scale, zero_point=zero is not None, minimum=minima is not None
+        )
     except ValueError as error:
         raise UnsupportedError(f"{name}: {error}") from None
     groups = columns // group
     packed = stored.packed if group == stored.group_size else None
 
     def data() -> Any:
-        scales = np.repeat(stored.scales(), repeats, axis=1)[:, :groups]
-        bits = np.ascontiguousarray(scales).view(np.uint8).reshape(rows, groups, form.scale_bytes)
+        def bits_of(array: Array) -> Array:
+            spread = np.repeat(array, repeats, axis=1)[:, :groups]
+            return np.ascontiguousarray(spread).view(np.uint8).reshape(rows, groups, form.scale_bytes)
+
+        bits = bits_of(stored.scales())
+        lowest = None if minima is None else bits_of(minima())
         points = None
         if zero is not None:
             points = np.ascontiguousarray(np.repeat(zero(), repeats, axis=1)[:, :groups])
         if packed is not None:
-            return join_sequential(packed(), bits, points, form)
-        return join(AffineParts(np.ascontiguousarray(stored.codes()), bits, points), form)
+            return join_sequential(packed(), bits, points, form, lowest)
+        return join(AffineParts(np.ascontiguousarray(stored.codes()), bits, points, lowest), form)
 
     return Tensor(name, stored.shape, kind, data)
 
