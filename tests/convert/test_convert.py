@@ -86,7 +86,10 @@ def test_gguf_comes_back_from_onnx(weights: str, there: str, to: str, tmp_path: 
     one, other = read_checkpoint(source), read_checkpoint(tmp_path / "back.gguf")
     for name, tensor in one.tensors.items():
         assert other.tensors[name].encoding == tensor.encoding, name
-        assert np.array_equal(other.tensors[name].data, tensor.data), name
+        if weights.endswith("_k"):  # random sub-scales have several forms; a quantizer's have one
+            assert np.array_equal(other.tensors[name].dequantize(), tensor.dequantize()), name
+        else:
+            assert np.array_equal(other.tensors[name].data, tensor.data), name
 
 
 def test_gguf_through_an_affine_folder(source: Path, tmp_path: Path) -> None:

@@ -14,8 +14,13 @@ from nybble.devices import reference
 from nybble.errors import UnsupportedError
 from nybble.formats.huggingface.quantized import METHODS, pack_quantized, quantized_tensors
 from nybble.graph.reference import gather_columns
-from support.affine_models import affine_checkpoint, affine_tensor, permutation_tensor
-from support.random_checkpoints import LLAMA, largest_difference, run, tokens
+from support.affine_models import (
+    affine_checkpoint,
+    affine_tensor,
+    checkpoint_with_minima,
+    permutation_tensor,
+)
+from support.random_checkpoints import LLAMA, largest_difference, random_checkpoint, run, tokens
 
 WEIGHT, ORDER = "a.q_proj.weight", "a.q_proj.input_permutation"
 LIMITS = {"awq": ([4], ["f16"]), "gptq": ([2, 3, 4, 8], ["f16", "bf16"])}
@@ -137,10 +142,15 @@ def test_checkpoints_without_such_weights(method: str, tensors: list[Tensor], me
 
 @pytest.mark.parametrize("method", METHODS)
 def test_block_types_are_refused(method: str) -> None:
-    from support.random_checkpoints import random_checkpoint
-
     checkpoint = random_checkpoint(LLAMA, weights="q4_0")
     with pytest.raises(UnsupportedError, match=r"proj.weight: q4_0 has no place in a"):
+        pack_quantized(checkpoint, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_minima_are_refused(method: str) -> None:
+    checkpoint = checkpoint_with_minima(random_checkpoint(LLAMA), "int4_g32_f16_m", layers_only=True)
+    with pytest.raises(UnsupportedError, match=r"proj.weight \(int4_g32_f16_m\): .* whole zero points"):
         pack_quantized(checkpoint, method)
 
 
