@@ -134,7 +134,8 @@ void fill_blocks(Encoding encoding, uint8_t* bytes, size_t size) {
         }
         if (encoding == Encoding::int4_g32_f32_m || encoding == Encoding::int8_g32_f32_m) {
             for (int at = 0; at < 8; at += 4) {
-                const float number = static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) * 1e-3f;
+                const float number =
+                    static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) * 1e-3f;
                 std::memcpy(block + at, &number, 4);
             }
         }

@@ -44,7 +44,7 @@ def common_factor(
         if not len(open_rows):
             break
         with np.errstate(over="ignore"):
-            # The candidate is for a positive top value; -128 has no positive partner and is tried as it is, and
+            # The candidate is for a positive top value; -128 has no positive partner and is tried as it is;
             # without negative integers the factor has the sign.
             sign = 1 if -candidate > highest or not lowest else np.sign(top[open_rows])
             factor = (top[open_rows] / (candidate * sign)).astype(np.float16)
