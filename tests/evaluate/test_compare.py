@@ -59,35 +59,41 @@ def test_all_formats_side_by_side(folder: Path) -> None:
         f"{folder / 'safetensors'}{F32}",
         f"{folder / 'onnx'}@onnxruntime:cpu",
         f"{folder / 'onnx'}@cpu{F32}",
-        f"{folder / 'q4_0.gguf'}@reference",
         f"{folder / 'q4_0.gguf'}",
     ]
     found = nybble.evaluate(
-        models, text=folder / "text.txt", window=WINDOW, repetitions=1, weights=True, threads=1, flips=5
+        models, text=folder / "text.txt", window=WINDOW, windows=4, repetitions=1, weights=True, threads=1
     )
-    first, safetensors, onnx, onnx_cpu, slow, q4_0 = found.models
-    assert [model.format for model in found.models] == ["gguf", "safetensors", "onnx", "onnx", "gguf", "gguf"]
-    assert onnx.device == "onnxruntime:cpu" and slow.device == "reference"
+    first, safetensors, onnx, onnx_cpu, q4_0 = found.models
+    assert [model.format for model in found.models] == ["gguf", "safetensors", "onnx", "onnx", "gguf"]
+    assert onnx.device == "onnxruntime:cpu" and onnx_cpu.device == "cpu"
     for same in (safetensors, onnx, onnx_cpu):
         assert same.quality is not None and same.quality.kld is not None and same.quality.top1 is not None
         assert same.quality.kld.value < 1e-9
         assert same.quality.top1.value == 1.0 and same.quality.flips == 0 and same.flips == ()
         assert same.quality.perplexity.value == pytest.approx(first.quality.perplexity.value, rel=1e-5)
         assert {error.relative_error for error in same.weight_errors} == {0.0}
-    wanted = expected(folder / "f32.gguf", folder / "q4_0.gguf")
-    quality = slow.quality
-    assert quality is not None and quality.tokens == wanted["tokens"] == found.scored
-    for name in ("perplexity", "kld", "kld99", "top1"):
-        assert getattr(quality, name).value == pytest.approx(wanted[name], rel=1e-4), name
-    assert quality.flips == round((1 - wanted["top1"]) * wanted["tokens"])
-    assert q4_0.quality is not None and q4_0.quality.kld is not None
-    assert q4_0.quality.kld.value == pytest.approx(wanted["kld"], rel=0.2)
+    assert q4_0.quality is not None and q4_0.quality.kld is not None and q4_0.quality.kld.value > 1e-4
     assert q4_0.bits_per_weight == pytest.approx(4.5, abs=0.1)
     assert first.bits_per_weight == 32.0
     for model in found.models:
         assert model.prefill is not None and model.decode is not None and model.prefill.tokens == WINDOW
         assert model.peak_memory_bytes is not None and model.peak_memory_bytes > 10_000_000
         assert model.notes == () and model.failure is None
+
+
+def test_against_plain_sums(folder: Path) -> None:
+    models = [folder / "f32.gguf", f"{folder / 'q4_0.gguf'}@reference", f"{folder / 'q4_0.gguf'}"]
+    found = evaluate(models, text=folder / "text.txt", window=WINDOW, speed=False, flips=5, precision="f32")
+    _, slow, fast = found.models
+    wanted = expected(folder / "f32.gguf", folder / "q4_0.gguf")
+    quality = slow.quality
+    assert quality is not None and quality.tokens == wanted["tokens"] == found.scored
+    for name in ("perplexity", "kld", "kld99", "top1"):
+        assert getattr(quality, name).value == pytest.approx(wanted[name], rel=1e-4), name
+    assert quality.flips == round((1 - wanted["top1"]) * wanted["tokens"])
+    assert fast.quality is not None and fast.quality.kld is not None
+    assert fast.quality.kld.value == pytest.approx(wanted["kld"], rel=1e-4)
     assert 0 < len(slow.flips) <= 5
     losses = [flip.loss for flip in slow.flips]
     assert losses == sorted(losses, reverse=True)

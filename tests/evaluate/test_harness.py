@@ -37,7 +37,7 @@ def adapter(folder: Path) -> Iterator[NybbleLM]:
 
 def plain(adapter: NybbleLM, context: list[int], targets: list[int]) -> tuple[float, bool]:
     """Log-likelihood from all logits at once."""
-    logits = adapter.model.logits([*context, *targets])[len(context) - 1 : -1]
+    logits = adapter.model.logits([*context, *targets[:-1]])[len(context) - 1 :]
     values, best = log_likelihoods(logits, targets)
     return float(values.sum()), bool(best.all())
 

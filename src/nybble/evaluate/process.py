@@ -87,7 +87,7 @@ class Worker:
             return None
         result = np.empty((answer["rows"], answer["columns"]), np.float32)
         rest = memoryview(result.reshape(-1).view(np.uint8).data)
-        while len(rest):
+        while rest:
             try:
                 count = _open(self._process.stdout).readinto(rest)  # type: ignore[attr-defined]
             except (OSError, ValueError):
