@@ -81,6 +81,7 @@ def test_nothing_overflows(chromium: str, tmp_path: Path) -> None:
     for(const svg of document.querySelectorAll("svg")){const s=svg.getBoundingClientRect();
     for(const t of svg.querySelectorAll("text,circle")){const b=t.getBoundingClientRect();
     if(b.left<s.left-1||b.right>s.right+1||b.top<s.top-1||b.bottom>s.bottom+1)bad.push(t.textContent)}}
+    for(const t of document.querySelectorAll(".wide"))if(t.scrollWidth>t.clientWidth+1)bad.push("table");
     const fits=document.documentElement.scrollWidth<=innerWidth;
     document.title="overflow:"+JSON.stringify(bad)+" width:"+fits})
     </script></body>"""

@@ -54,8 +54,8 @@ def test_everything_is_there() -> None:
     page = report(evaluation)
     found = checked(page)
     for text in (
-        "Evaluation: f16.gguf and 2 more", "20,400 tokens of 80 windows", "21.00 ± 0.30", "0.00480 ± 0.00012",
-        "95.00 ± 0.20 %", "135.0 MB", "8.03", "Quality against size", "Quality against speed",
+        "Evaluation: f16.gguf and 2 more", "20,400 tokens of 80 windows", "21.00± 0.30", "0.00480± 0.00012",
+        "95.00 %± 0.20", "135.0 MB", "8.03", "Quality against size", "Quality against speed",
         "self_attn.q_proj", "model.embed_tokens.weight", "1,020 of 20,400 tokens", "a note", "sha256 000",
         "onnxruntime:cpu",
     ):  # fmt: skip

@@ -16,7 +16,7 @@ from nybble.evaluate.numerals import printable
 COLOURS = 8
 """Classes ``c0`` to ``c7``; more series begin anew."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 12.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 12.0, 40.0
 _LABEL_HEIGHT = 13.0
 _CHARACTER = 6.2  # width of one at 11 px, about
 
@@ -153,7 +153,7 @@ class _Frame:
         for value in self._y.ticks:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(_text(_LEFT - 15, y + 4, _tick(value), "tick", "end"))
+            parts.append(_text(_LEFT + 3, y + 4, _tick(value), "tick", "end"))
         for value in self._x.ticks:
             x = self.x(value)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{self.bottom:.1f}"/>')
@@ -161,7 +161,7 @@ class _Frame:
         parts.append(_text((_LEFT + right) / 2, self.height - 6, x_title, "title", "middle"))
         middle = (_TOP + self.bottom) / 2
         parts.append(
-            f'<text class="title" text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
+            f'<text class="title" text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">'
             f"{_safe(y_title)}</text>"
         )
         return "".join(parts)

@@ -30,7 +30,7 @@ p{margin:.4rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem}td:first-child,th:first-child,.text{text-align:left}
-td{white-space:nowrap}td.text{white-space:normal}
+td{white-space:nowrap}td.text{white-space:normal}small{display:block;color:var(--soft)}
 tbody tr:nth-child(even){background:var(--band)}
 code,.token{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.86em}
 .token{background:var(--band);border:1px solid var(--line);border-radius:3px;padding:0 .25em}
@@ -129,16 +129,24 @@ def _overview_row(index: int, model: ModelResult) -> list[str]:
         name += f' <span class="soft">{_text(model.device)}</span>'
     return [
         name,
-        write.estimate(quality.perplexity) if quality else "-",
-        write.estimate(quality.kld) if quality else "-",
-        write.estimate(quality.kld99) if quality else "-",
-        write.percent(quality.top1) if quality else "-",
+        _estimate(write.estimate(quality.perplexity) if quality else "-"),
+        _estimate(write.estimate(quality.kld) if quality else "-"),
+        _estimate(write.estimate(quality.kld99) if quality else "-"),
+        _estimate(write.percent(quality.top1) if quality else "-"),
         write.size(model.weight_bytes),
         "-" if bits is None else f"{bits:.2f}",
         write.rate(None if model.prefill is None else model.prefill.median),
         write.rate(None if model.decode is None else model.decode.median),
         write.size(model.peak_memory_bytes),
     ]
+
+
+def _estimate(text: str) -> str:
+    """An estimate with its error on a line of its own."""
+    value, plus_minus, error = text.partition(" ± ")
+    unit = " %" if plus_minus and error.endswith(" %") else ""
+    error = error.removesuffix(unit)
+    return f"{value}{unit}" + (f"<small>± {error}</small>" if plus_minus else "")
 
 
 # -- plots -------------------------------------------------------------------------------------------
