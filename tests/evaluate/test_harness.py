@@ -19,7 +19,7 @@ import nybble
 pytest.importorskip("lm_eval", reason="pip install nybble[evaluate]")
 pytestmark = [pytest.mark.filterwarnings("default")]  # of its many libraries
 
-from nybble.evaluate.harness import NybbleLM  # noqa: E402
+from nybble.evaluate.harness import NybbleLM, _completed  # noqa: E402
 from nybble.evaluate.measures import log_likelihoods  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +122,23 @@ def test_chat(adapter: NybbleLM) -> None:
     assert adapter.chat_template(True) == adapter.model.checkpoint.chat_template
     assert adapter.chat_template(False) is None
     assert adapter.tokenizer_name == "nybble"
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        (["--tasks", "x"], ["--model", "nybble", "--device", "cpu"]),
+        (["run", "--tasks=x", "--device=onnxruntime:cpu"], ["--model", "nybble"]),
+        (["--model", "hf", "--device", "cpu"], []),
+        (["--model=hf"], ["--device", "cpu"]),
+        (["ls", "tasks"], []),
+        (["--help"], []),
+        (["--config", "x.yaml"], []),
+        ([], []),
+    ],
+)
+def test_the_command_is_completed(given: list[str], added: list[str]) -> None:
+    assert _completed(given) == given + added
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
     python -m nybble.evaluate.harness --model_args pretrained=smollm2 --tasks capitals \\
         --include_path examples/tasks
 
-takes the arguments of ``lm_eval`` with ``--model nybble`` unless another model is named. In Python,
+takes the arguments of ``lm_eval``, with ``--model nybble --device cpu`` unless others are named. In Python,
 ``lm_eval.simple_evaluate(model=NybbleLM("smollm2"), ...)``. Needs ``pip install nybble[evaluate]``.
 
 Scores follow the harness's own Hugging Face backend: a continuation's log-probability is that of the
@@ -229,16 +229,25 @@ def _shared(held: Sequence[int], wanted: Sequence[int]) -> int:
 
 
 def main() -> None:
-    """The ``lm_eval`` command with this model."""
+    """The ``lm_eval`` command with this model, on the CPU unless ``--device`` names another device."""
     from lm_eval.__main__ import cli_evaluate
 
-    if not any(word in ("--model", "-m") or word.startswith("--model=") for word in sys.argv[1:]):
-        sys.argv[1:1] = ["--model", "nybble"]
+    sys.argv[1:] = _completed(sys.argv[1:])
     cli_evaluate()
 
 
-if __name__ == "__main__":
-    # Under its own name, so that the class is registered once.
-    from nybble.evaluate.harness import main as run
+def _completed(words: Sequence[str]) -> list[str]:
+    """The command's words, with a model and a device where they choose none (lm_eval's own is ``cuda:0``)."""
+    result = list(words)
+    options = {word.partition("=")[0] for word in words}
+    runs = bool(words) and (words[0] == "run" or words[0].startswith("-"))
+    if runs and not options & {"--config", "-C", "--help", "-h"}:
+        if not options & {"--model", "-M", "-m"}:
+            result += ["--model", "nybble"]
+        if "--device" not in options:
+            result += ["--device", "cpu"]
+    return result
 
-    run()
+
+if __name__ == "__main__":
+    main()
