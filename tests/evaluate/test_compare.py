@@ -16,6 +16,7 @@ import nybble
 from nybble.errors import DeviceError, NotFoundError, NybbleError
 from nybble.evaluate import compare
 from nybble.evaluate.compare import Evaluator, evaluate
+from nybble.evaluate.options import EvaluationOptions
 from nybble.evaluate.process import Worker, WorkerDied
 from nybble.evaluate.specs import ModelSpec
 from nybble.evaluate.vocabulary import OTHER_SPLIT, VocabularyError
@@ -29,13 +30,14 @@ from support.evaluations import random_text
 
 F32 = ",precision=f32,kv_cache=f32"
 WINDOW = 32
+QUICK = EvaluationOptions(window=WINDOW, speed=False)
 
 
 def expected(reference: Path, other: Path) -> dict[str, float]:
     """What the numbers should be, by the slow device and plain sums."""
     one, two = (from_checkpoint(read_checkpoint(path), device="reference") for path in (reference, other))
     text = (reference.parent / "text.txt").read_text(encoding="utf-8")
-    windows = Windows(tokens_of(one.tokenizer, text), WINDOW, prefix=one.tokenizer.prefix)
+    windows = Windows(tokens_of(one.tokenizer, text), WINDOW, prefix=one.tokenizer.prefix, most=8)
     nll, kld, same = [], [], []
     for window in windows:
         rows = slice(window.first_target - 1, WINDOW - 1)
@@ -84,7 +86,8 @@ def test_all_formats_side_by_side(folder: Path) -> None:
 
 def test_against_plain_sums(folder: Path) -> None:
     models = [folder / "f32.gguf", f"{folder / 'q4_0.gguf'}@reference", f"{folder / 'q4_0.gguf'}"]
-    found = evaluate(models, text=folder / "text.txt", window=WINDOW, speed=False, flips=5, precision="f32")
+    options = {"window": WINDOW, "windows": 8, "speed": False, "flips": 5, "precision": "f32"}
+    found = evaluate(models, text=folder / "text.txt", **options)
     _, slow, fast = found.models
     wanted = expected(folder / "f32.gguf", folder / "q4_0.gguf")
     quality = slow.quality
@@ -236,8 +239,9 @@ def test_another_way_to_cut_the_text(folder: Path, tmp_path: Path) -> None:
 def test_a_model_whose_process_is_killed(folder: Path) -> None:
     evaluator = Evaluator(
         [folder / "f32.gguf", f"{folder / 'q4_0.gguf'},label=victim", folder / "q8_0.gguf"],
-        text=folder / "text.txt", window=WINDOW, speed=False,
-    )  # fmt: skip
+        folder / "text.txt",
+        QUICK,
+    )
     for step in evaluator.steps():
         if step.stage == "windows" and step.done == 1:
             os.kill(evaluator._workers[1].pid, signal.SIGKILL)
@@ -251,9 +255,7 @@ def test_a_model_whose_process_is_killed(folder: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_the_reference_is_needed(folder: Path) -> None:
-    evaluator = Evaluator(
-        [folder / "f32.gguf", folder / "q4_0.gguf"], text=folder / "text.txt", window=WINDOW, speed=False
-    )
+    evaluator = Evaluator([folder / "f32.gguf", folder / "q4_0.gguf"], folder / "text.txt", QUICK)
     with pytest.raises(WorkerDied, match=r"f32\.gguf: its process was ended by SIGKILL"):
         for step in evaluator.steps():
             if step.stage == "windows" and step.done == 1:
@@ -262,9 +264,8 @@ def test_the_reference_is_needed(folder: Path) -> None:
 
 
 def test_cancel_from_another_thread(folder: Path) -> None:
-    evaluator = Evaluator(
-        [folder / "f32.gguf", folder / "q4_0.gguf"], text=folder / "text.txt", window=WINDOW
-    )
+    options = EvaluationOptions(window=WINDOW)
+    evaluator = Evaluator([folder / "f32.gguf", folder / "q4_0.gguf"], folder / "text.txt", options)
     begun, errors = threading.Event(), []
 
     def work() -> None:

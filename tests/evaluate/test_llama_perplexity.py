@@ -18,19 +18,18 @@ from nybble.convert.convert import convert
 from nybble.evaluate.compare import evaluate
 from nybble.evaluate.windows import tokens_of
 from nybble.loading import read_checkpoint
+from support.evaluations import pages
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.real_model]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "llama_cpp_perplexity.py"
-PAGES = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
 WINDOW, COUNT = 256, 8
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """English with some code in it: the documentation."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(page.read_text(encoding="utf-8") for page in PAGES), encoding="utf-8")
+    path.write_text(pages(), encoding="utf-8")
     return path
 
 
@@ -64,8 +63,8 @@ def test_perplexity(name: str, text: Path, request: pytest.FixtureRequest) -> No
 
 
 def test_divergence(smollm2_path: Path, text: Path, tmp_path: Path) -> None:
-    """Of a two-bit model, whose divergence is far above what llama.cpp's own rounding adds."""
-    small = tmp_path / "q2.gguf"
+    """Of MLPs made anew in 4 bits, whose divergence is far above what llama.cpp's own rounding adds."""
+    small = tmp_path / "q4_0.gguf"
     convert(smollm2_path, small, to="gguf", encodings={"*.mlp.*": "q4_0"}, allow_lossy=True)
     theirs = llama_perplexity(text, smollm2_path, small)
     options = {"text": text, "window": WINDOW, "windows": COUNT, "speed": False}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from nybble.evaluate.benchmark import Measurement
 from nybble.evaluate.estimates import Estimate
-from nybble.evaluate.results import Evaluation, Flip, ModelResult, Quality, Rate
+from nybble.evaluate.results import Evaluation, Flip, ModelResult, Quality
 from nybble.evaluate.weights import WeightError
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'\x1b[31m\u202e"
@@ -16,6 +19,12 @@ def random_text(words: int, seed: int = 0) -> str:
     random = np.random.default_rng(seed)
     letters = list("abcdefghijklmnopqrstuvwxyz")
     return " ".join("".join(random.choice(letters, random.integers(1, 6))) for _ in range(words))
+
+
+def pages() -> str:
+    """English with some code in it: this project's documentation."""
+    folder = Path(__file__).resolve().parents[2] / "docs"
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted(folder.glob("*.md")))
 
 
 def made_up_evaluation(models: int = 3, label: str = "") -> Evaluation:
@@ -76,8 +85,8 @@ def made_up_evaluation(models: int = 3, label: str = "") -> Evaluation:
             load_seconds=0.4,
             quality=quality,
             flips=flips if index else (),
-            prefill=Rate(512, (0.25, 0.26, 0.3)),
-            decode=Rate(64, (0.5 / (1 + index), 0.6 / (1 + index))),
+            prefill=Measurement("prefill", 512, 0, (0.25, 0.26, 0.3)),
+            decode=Measurement("decode", 64, 0, (0.5 / (1 + index), 0.6 / (1 + index))),
             peak_memory_bytes=400_000_000,
             weight_errors=errors if index else (),
             notes=(f"a note{label}",) if index else (),

@@ -17,6 +17,7 @@ from nybble.cli.options import positive
 if TYPE_CHECKING:
     from nybble.evaluate.compare import Step
     from nybble.evaluate.limits import Limit
+    from nybble.evaluate.options import EvaluationOptions
     from nybble.evaluate.results import Evaluation, Flip, ModelResult
 
 EPILOG = """\
@@ -104,19 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             evaluator = Evaluator(
                 arguments.models,
-                text=Path(arguments.text),
-                window=arguments.window,
-                stride=arguments.stride,
-                tokens=arguments.tokens,
-                windows=arguments.windows,
-                device=arguments.device,
-                threads=arguments.threads,
-                precision=arguments.precision,
-                kv_cache=arguments.kv_cache,
-                speed=not arguments.no_speed,
-                repetitions=arguments.repetitions,
-                weights=arguments.weights or arguments.html is not None,
-                flips=arguments.flips,
+                Path(arguments.text),
+                _options(arguments),
                 progress=None if arguments.quiet else progress,
             )
         except ValueError as error:
@@ -142,6 +132,21 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         console.error(console.printable(problem))
     return 1 if problems else 0
+
+
+def _options(arguments: argparse.Namespace) -> EvaluationOptions:
+    """The options that the user gave; ValueError where one is out of range."""
+    from nybble.evaluate.options import EvaluationOptions
+
+    names = ("window", "stride", "tokens", "windows", "device", "threads", "precision", "kv_cache")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return EvaluationOptions(
+        speed=not arguments.no_speed,
+        repetitions=arguments.repetitions,
+        weights=arguments.weights or arguments.html is not None,
+        flips=arguments.flips,
+        **given,
+    )
 
 
 def _limits(arguments: argparse.Namespace) -> list[Limit]:

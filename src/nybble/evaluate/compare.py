@@ -21,12 +21,14 @@ import numpy.typing as npt
 
 from nybble.errors import Cancelled, NybbleError, UnsupportedError
 from nybble.evaluate import measures
+from nybble.evaluate.benchmark import Measurement, load_average
+from nybble.evaluate.options import EvaluationOptions
 from nybble.evaluate.process import Worker
-from nybble.evaluate.results import Evaluation, ModelResult, Rate
+from nybble.evaluate.results import Evaluation, ModelResult
 from nybble.evaluate.specs import ModelSpec, labelled, parse_spec
 from nybble.evaluate.tally import Tally
 from nybble.evaluate.vocabulary import OTHER_SPLIT, check_pieces, check_size, digest
-from nybble.evaluate.windows import DEFAULT_WINDOW, Window, Windows, check_sizes, tokens_of
+from nybble.evaluate.windows import Window, Windows, tokens_of
 
 if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
@@ -84,45 +86,25 @@ class Evaluator:
     def __init__(
         self,
         models: Iterable[ModelSpec | str | os.PathLike[str]],
-        *,
         text: str | os.PathLike[str],
-        window: int = DEFAULT_WINDOW,
-        stride: int | None = None,
-        tokens: int | None = None,
-        windows: int | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        precision: str | None = None,
-        kv_cache: str | None = None,
-        speed: bool = True,
-        repetitions: int = 3,
-        weights: bool = False,
-        flips: int = 20,
+        options: EvaluationOptions,
+        *,
         progress: ProgressCallback | None = None,
         offline: bool | None = None,
     ) -> None:
         specs = [m if isinstance(m, ModelSpec) else parse_spec(os.fspath(m)) for m in models]
         if not specs:
             raise ValueError("no model to evaluate was given")
-        check_sizes(window, stride, windows)
-        if repetitions < 1 or flips < 0 or (tokens is not None and tokens < 1):
-            raise ValueError("repetitions and tokens are at least 1, and flips at least 0")
-        common = {"threads": threads, "precision": precision, "kv_cache": kv_cache}
-        given = {name: value for name, value in common.items() if value is not None}
         self._specs = [
-            replace(spec, device=spec.device or device or "cpu", options=_options(spec, device, given))
+            replace(spec, device=spec.device or options.device, options=options.of_model(spec))
             for spec in labelled(specs)
         ]
         self._file = None if isinstance(text, str) else Path(text)
         self._text = text if isinstance(text, str) else None
         if self._text is not None and _is_file(self._text):
             raise ValueError(f"text={text!r} is the name of a file: pass pathlib.Path({text!r})")
-        self._window, self._stride = window, stride
-        self._tokens, self._most = tokens, windows
-        self._speed, self._repetitions = speed, repetitions
-        self._weights, self._flips = weights, flips
+        self._options = options
         self._progress, self._offline = progress, offline
-        self._threads = threads
         self._workers: list[Worker] = []
         self._cancelled = False
         self._result: Evaluation | None = None
@@ -146,7 +128,6 @@ class Evaluator:
         Raises: as ``evaluate``.
         """
         from nybble.devices.report import processor
-        from nybble.evaluate.benchmark import load_average
 
         started, load = time.perf_counter(), load_average()
         paths = [self._resolve(spec) for spec in self._specs]
@@ -160,12 +141,12 @@ class Evaluator:
                 contenders.append(self._load(stack, spec, path, windows, is_reference=not index))
             reference, *others = contenders
             _check_vocabularies(reference, others, tokenizer, windows)
-            if self._speed:
+            if self._options.speed:
                 yield from self._time(contenders)
-            _check_splits(contenders, text, windows, self._tokens)
+            _check_splits(contenders, text, windows, self._options.tokens)
             yield from self._run(reference, others, windows)
         comparisons: dict[str, list[WeightError]] = {}
-        if self._weights:
+        if self._options.weights:
             yield from self._compare_weights(contenders, checkpoints, comparisons)
         self._result = Evaluation(
             text="(text)" if self._file is None else str(self._file),
@@ -215,12 +196,14 @@ class Evaluator:
             from nybble.loading import read_checkpoint_for
 
             # A graph that is not recognised; its tokenizer is there all the same, or this raises.
-            checkpoint = read_checkpoint_for(self._specs[0].device or "cpu", path)
+            checkpoint = read_checkpoint_for(self._specs[0].device or self._options.device, path)
         if checkpoint.tokenizer is None:
             raise UnsupportedError(f"{path}: the reference has no tokenizer, which cuts the text into tokens")
         tokenizer = checkpoint.tokenizer.build()
-        ids = tokens_of(tokenizer, text, self._tokens)
-        return tokenizer, Windows(ids, self._window, self._stride, tokenizer.prefix, self._most)
+        ids = tokens_of(tokenizer, text, self._options.tokens)
+        return tokenizer, Windows(
+            ids, self._options.window, self._options.stride, tokenizer.prefix, self._options.windows
+        )
 
     # -- the models --------------------------------------------------------------------------------
 
@@ -240,18 +223,18 @@ class Evaluator:
                 f"{spec.label}: holds at most {facts['context_length']} tokens, fewer than a window of"
                 f" {windows.window}: choose smaller windows"
             )
-        tally = Tally(is_reference=is_reference, flips=self._flips)
+        tally = Tally(is_reference=is_reference, flips=self._options.flips)
         return _Contender(spec, path, worker, tally, facts)
 
     def _time(self, contenders: Sequence[_Contender]) -> Iterator[Step]:
         """Time all models in turns, so that a neighbour's load that comes and goes hits them alike."""
-        total = self._repetitions * len(contenders)
+        total = self._options.repetitions * len(contenders)
         started = time.perf_counter()
         for number in range(total):
             contender = contenders[number % len(contenders)]
             left = (time.perf_counter() - started) / number * (total - number) if number else None
             yield Step("speed", number, total, contender.spec.label, left)
-            found = contender.worker.ask("time", **_lengths(self._window, contender))
+            found = contender.worker.ask("time", **_lengths(self._options.window, contender))
             contender.prefill.append(found["prefill"])
             contender.decode.append(found["decode"])
         for contender in contenders:
@@ -281,7 +264,7 @@ class Evaluator:
                 expected,
                 [logits for _, logits in alive],
                 window.targets[start : start + rows],
-                threads=self._threads,
+                threads=self._options.threads,
             )
             first = window.start + window.first_target + start
             positions = range(first, first + len(inputs))
@@ -321,20 +304,9 @@ def evaluate(
     models: Iterable[ModelSpec | str | os.PathLike[str]],
     *,
     text: str | os.PathLike[str],
-    window: int = DEFAULT_WINDOW,
-    stride: int | None = None,
-    tokens: int | None = None,
-    windows: int | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    precision: str | None = None,
-    kv_cache: str | None = None,
-    speed: bool = True,
-    repetitions: int = 3,
-    weights: bool = False,
-    flips: int = 20,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Compare models on a text: perplexity, KL divergence from the first, speed, size and memory.
 
@@ -342,49 +314,27 @@ def evaluate(
         models: names, paths or ``MODEL[@DEVICE][,OPTION=VALUE...]`` (see ``specs``); the first is the
             reference.
         text: a string is the text itself, a ``pathlib.Path`` a file with it, in UTF-8.
-        window: tokens of a window; see ``windows`` for how text is cut.
-        stride: tokens between the beginnings of windows; None: side by side, their second halves count.
-        tokens: use the first so many tokens of the text.
-        windows: use the first so many windows.
-        device: of models that name none; None: ``cpu``.
-        threads, precision, kv_cache: as ``nybble.load``, for models that do not say otherwise.
-        speed: measure prefill (one window), decode and peak memory too.
-        repetitions: how often each is timed.
-        weights: compare the models' weights with the reference's too.
-        flips: how many positions are listed where the most probable token changed.
         progress: called while a model is downloaded; see ``nybble.hub.resolve``.
         offline: True: never download; None: what the environment says.
+        options: fields of ``EvaluationOptions``.
 
     A model that fails after it was loaded has ``failure`` set, and the others go on.
 
     Raises:
-        ValueError: an argument is out of range.
+        TypeError, ValueError: an option is unknown or out of range.
         WindowError: the text is shorter than a window.
         VocabularyError: tokens of a model do not mean what the reference's do.
         WorkerDied: the reference's process ended.
-        NotFoundError, FormatError, UnsupportedError, DeviceError: a model
-            cannot be loaded; see ``nybble.load``.
+        NotFoundError, FormatError, UnsupportedError, DeviceError: a model cannot be loaded; see
+            ``nybble.load``.
     """
-    evaluator = Evaluator(
-        models, text=text, window=window, stride=stride, tokens=tokens, windows=windows,
-        device=device, threads=threads, precision=precision, kv_cache=kv_cache, speed=speed,
-        repetitions=repetitions, weights=weights, flips=flips, progress=progress, offline=offline,
-    )  # fmt: skip
+    evaluator = Evaluator(models, text, EvaluationOptions(**options), progress=progress, offline=offline)
     for _ in evaluator.steps():
         pass
     return evaluator.result
 
 
 # -- parts -----------------------------------------------------------------------------------------
-
-
-def _options(spec: ModelSpec, device: str | None, common: dict[str, Any]) -> dict[str, str | int]:
-    """A model's options over those for all, of which only ``threads`` means something everywhere."""
-    on_cpu = (spec.device or device or "cpu") == "cpu"
-    usable = {name: value for name, value in common.items() if on_cpu or name == "threads"}
-    if (spec.device or device) == "reference":
-        usable.pop("threads", None)
-    return {**usable, **spec.options}
 
 
 def _is_file(text: str) -> bool:
@@ -474,8 +424,8 @@ def _result(
     prefill, decode = None, None
     if contender.prefill:
         lengths = _lengths(windows.window, contender)
-        prefill = Rate(lengths["prefill"], tuple(contender.prefill))
-        decode = Rate(lengths["decode"], tuple(contender.decode))
+        prefill = Measurement("prefill", lengths["prefill"], 0, tuple(contender.prefill))
+        decode = Measurement("decode", lengths["decode"], 0, tuple(contender.decode))
     return ModelResult(
         label=spec.label,
         model=spec.model,

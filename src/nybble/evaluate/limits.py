@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nybble.errors import NybbleError
+from nybble.evaluate.benchmark import Measurement
 from nybble.evaluate.estimates import Estimate
-from nybble.evaluate.results import Evaluation, ModelResult, Quality, Rate
+from nybble.evaluate.results import Evaluation, ModelResult, Quality
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -49,7 +50,7 @@ def _of_quality(name: str) -> Measure:
 
 def _rate(name: str) -> Measure:
     def value(model: ModelResult) -> float | None:
-        found: Rate | None = getattr(model, name)
+        found: Measurement | None = getattr(model, name)
         return None if found is None else found.median
 
     return value

@@ -323,7 +323,7 @@ def _method(evaluation: Evaluation) -> str:
         options = "".join(f", {name} {value}" for name, value in model.options.items())
         where = f"{model.device}, {model.threads or 'unknown number of'} threads{options}"
         rates = "".join(
-            f"; {name} of {rate.tokens} tokens {min(rate.rates):,.0f} to {max(rate.rates):,.0f} a second"
+            f"; {name} of {rate.tokens} tokens {rate.spread[0]:,.0f} to {rate.spread[1]:,.0f} a second"
             for name, rate in (("prefill", model.prefill), ("decode", model.decode))
             if rate is not None
         )

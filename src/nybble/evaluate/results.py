@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nybble.evaluate.benchmark import Measurement
 from nybble.evaluate.estimates import Estimate
 from nybble.evaluate.weights import WeightError
 
@@ -38,34 +38,6 @@ class Flip:
     def loss(self) -> float:
         """How much less probable the model's choice is to the reference than its own."""
         return self.reference_probability - self.token_in_reference
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Tokens a second, of several repetitions."""
-
-    tokens: int
-    seconds: tuple[float, ...]
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Of each repetition."""
-        return tuple(self.tokens / seconds for seconds in self.seconds)
-
-    @property
-    def median(self) -> float:
-        """Median of the rates."""
-        return statistics.median(self.rates)
-
-    def to_json(self) -> dict[str, Any]:
-        """As an object."""
-        return {
-            "tokens": self.tokens,
-            "median": self.median,
-            "slowest": min(self.rates),
-            "fastest": max(self.rates),
-            "seconds": list(self.seconds),
-        }
 
 
 @dataclass(frozen=True)
@@ -114,8 +86,8 @@ class ModelResult:
     quality: Quality | None = None
     flips: tuple[Flip, ...] = ()
     """Those where the reference was surest of its own token, the surest first."""
-    prefill: Rate | None = None
-    decode: Rate | None = None
+    prefill: Measurement | None = None
+    decode: Measurement | None = None
     peak_memory_bytes: int | None = None
     """Largest resident size of the model's own process after loading, a prefill and a decode."""
     weight_errors: tuple[WeightError, ...] = ()
@@ -143,8 +115,8 @@ class ModelResult:
             "bits_per_weight": self.bits_per_weight,
             "load_seconds": self.load_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
-            "prefill": None if self.prefill is None else self.prefill.to_json(),
-            "decode": None if self.decode is None else self.decode.to_json(),
+            "prefill": _rate(self.prefill),
+            "decode": _rate(self.decode),
             "quality": None if self.quality is None else self.quality.to_json(),
             "flips": [asdict(flip) for flip in self.flips],
             "weight_errors": [
@@ -205,6 +177,20 @@ class Evaluation:
             "reference": self.reference.label,
             "models": [model.to_json() for model in self.models],
         }
+
+
+def _rate(found: Measurement | None) -> dict[str, Any] | None:
+    """Tokens a second, and the seconds that they come from."""
+    if found is None:
+        return None
+    slowest, fastest = found.spread
+    return {
+        "tokens": found.tokens,
+        "median": found.median,
+        "slowest": slowest,
+        "fastest": fastest,
+        "seconds": list(found.seconds),
+    }
 
 
 def _finite(value: float) -> float | None:
