@@ -41,7 +41,7 @@ def test_table(nybble_command, arguments):
     assert lines[3].startswith("f32.gguf") and lines[4].startswith("four")
     assert " ± " in lines[4] and lines[4].endswith("MB")
     assert "flips of four" in result.out
-    assert "loading of f32.gguf: 0 of 2" in result.err and "window: 0 of 3" in result.err
+    assert "loading f32.gguf\n" in result.err and "0 of 3 windows\n" in result.err
 
 
 def test_json_and_html(nybble_command, arguments, tmp_path):
@@ -119,7 +119,7 @@ def test_ctrl_c(folder):
     )  # fmt: skip
     lines = []
     assert process.stderr is not None
-    while not any(line.startswith("window") for line in lines):
+    while not any(line.startswith("0 of") for line in lines):
         line = process.stderr.readline()
         assert line, "".join(lines)
         lines.append(line)

@@ -253,12 +253,11 @@ class _Display:
 def _describe(step: Step) -> str:
     from nybble.hub.progress import format_seconds
 
-    what = {
-        "load": "loading",
-        "speed": "measuring speed",
-        "windows": "window",
-        "weights": "comparing weights",
-    }[step.stage]
     left = "" if step.seconds_left is None else f", {format_seconds(step.seconds_left)} left"
-    who = f" of {step.label}" if step.label else ""
-    return f"{what}{who}: {step.done} of {step.total}{left}"
+    what = {
+        "load": f"loading {step.label}",
+        "speed": f"measuring the speed of {step.label}: {step.done} of {step.total} times",
+        "windows": f"{step.done} of {step.total} windows",
+        "weights": f"comparing the weights of {step.label}",
+    }
+    return what[step.stage] + left
