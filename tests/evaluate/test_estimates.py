@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nybble.evaluate.estimates import Estimate, exponential, mean, quantile, share
+from nybble.evaluate.numerals import estimate, number, percent
 
 
 def test_mean_and_perplexity() -> None:
@@ -21,6 +22,13 @@ def test_mean_and_perplexity() -> None:
     spread = math.sqrt((np.square(values).mean() - 9.0) / 3)
     assert perplexity.error == pytest.approx(spread * math.exp(3))
     assert mean(np.array([5.0])) == Estimate(5.0, 0.0)
+
+
+def test_a_perplexity_beyond_all_bounds() -> None:
+    found = exponential(Estimate(2000.0, 1.0))
+    assert found.value == math.inf
+    assert found.to_json() == {"value": None, "error": None}
+    assert estimate(found) == "inf"
 
 
 def test_share() -> None:
@@ -43,3 +51,25 @@ def test_a_quantile_of_few_values() -> None:
     assert quantile(np.array([3.0]), 0.99) == Estimate(3.0, 0.0)
     found = quantile(np.array([1.0, 2.0]), 0.99)
     assert 1.9 < found.value <= 2.0 and found.error < 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Estimate(15.0312, 0.0612), "15.031 ± 0.061"),
+        (Estimate(0.332, 0.0079), "0.3320 ± 0.0079"),
+        (Estimate(12345.6, 123.4), "12,346 ± 123"),
+        (Estimate(1.5e-7, 2e-9), "1.500e-07 ± 2.0e-09"),
+        (Estimate(0.0, 0.0), "0"),
+        (Estimate(0.25, 0.0), "0.2500"),
+        (None, "-"),
+    ],
+)
+def test_how_estimates_are_written(found: Estimate | None, text: str) -> None:
+    assert estimate(found) == text
+
+
+def test_how_numbers_are_written() -> None:
+    assert percent(Estimate(0.98321, 0.0012)) == "98.32 ± 0.12 %"
+    texts = [number(value) for value in (1234.6, 0.00012346, 1e9, 3.0)]
+    assert texts == ["1,235", "0.0001235", "1.000e+09", "3.000"]

@@ -23,9 +23,12 @@ class Estimate:
     value: float
     error: float
 
-    def to_json(self) -> dict[str, float]:
-        """As an object."""
-        return {"value": self.value, "error": self.error}
+    def to_json(self) -> dict[str, float | None]:
+        """As an object; JSON has no infinity."""
+        return {
+            name: value if math.isfinite(value) else None
+            for name, value in (("value", self.value), ("error", self.error))
+        }
 
 
 def mean(values: Floats) -> Estimate:
@@ -42,8 +45,14 @@ def share(part: int, count: int) -> Estimate:
 
 
 def exponential(of: Estimate) -> Estimate:
-    """e to the power of an estimate: perplexity from a mean negative log-likelihood."""
-    value = math.exp(of.value)
+    """e to the power of an estimate: perplexity from a mean negative log-likelihood.
+
+    Infinite where a float cannot hold it, as of a model that is broken altogether.
+    """
+    try:
+        value = math.exp(of.value)
+    except OverflowError:
+        return Estimate(math.inf, math.inf)
     return Estimate(value, value * of.error)
 
 

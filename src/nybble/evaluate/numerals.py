@@ -29,8 +29,8 @@ def estimate(found: Estimate | None, scale: float = 1.0) -> str:
     if error <= 0 or not math.isfinite(error):
         return number(value)
     decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 9:
-        return f"{value:.2e} ± {error:.0e}"
+    if decimals > 8:
+        return f"{value:.3e} ± {error:.1e}"
     return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
 
 
