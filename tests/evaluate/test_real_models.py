@@ -52,5 +52,5 @@ def test_a_large_vocabulary(gemma3_path: Path, text: Path) -> None:
     models = [f"{gemma3_path}{EXACT}", gemma3_path]
     found = evaluate(models, text=text, window=512, windows=2, speed=False)
     first, second = (model.quality for model in found.models)
-    assert 2 < first.perplexity.value < 60
+    assert 2 < first.perplexity.value < 200  # much of the text is tables
     assert second.kld.value < 0.001 and second.top1.value > 0.97
