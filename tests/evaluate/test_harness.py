@@ -158,4 +158,4 @@ def test_local_tasks_with_the_command(smollm2_path: Path, tmp_path: Path) -> Non
     (path,) = (tmp_path / "results").rglob("results_*.json")
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert results["capitals"]["acc,none"] >= 0.6
-    assert "exact_match,number" in results["arithmetic_words"]
+    assert results["arithmetic_words"]["exact_match,number"] > 0
