@@ -76,7 +76,9 @@ def test_the_page_is_what_was_written(chromium: str, tmp_path: Path) -> None:
 def test_nothing_overflows(chromium: str, tmp_path: Path) -> None:
     """Every label of a plot lies within its picture: measured by the browser itself."""
     path = tmp_path / "report.html"
-    write_report(made_up_evaluation(), path)
+    write_report(
+        made_up_evaluation(8, label="-with-a-rather-long-name-that-goes-on-and-on-q4_k_m.gguf"), path
+    )
     probe = """<script>addEventListener("load",()=>{let bad=[];
     for(const svg of document.querySelectorAll("svg")){const s=svg.getBoundingClientRect();
     for(const t of svg.querySelectorAll("text,circle")){const b=t.getBoundingClientRect();

@@ -18,7 +18,8 @@ COLOURS = 8
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 12.0, 40.0
 _LABEL_HEIGHT = 13.0
-_CHARACTER = 6.2  # width of one at 11 px, about
+_CHARACTER = 6.4  # width of one at 11 px, about
+_GAP = 9.0  # between a mark and its text
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def scatter(
     if x_mark is not None:
         x = frame.x(x_mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{frame.bottom:.1f}"/>')
-        parts.append(_text(x, _TOP + 10, x_mark[1], "label mark", frame.side(x, x_mark[1])))
+        parts.append(frame.label(x, _TOP + 10, x_mark[1], "label mark"))
     places = _apart([frame.y(point.y) for point in points])
     for point, label_y in zip(points, places, strict=True):
         x, y = frame.x(point.x), frame.y(point.y)
@@ -97,7 +98,7 @@ def scatter(
         parts.append(
             f'<g class="{colour}"><title>{_safe(point.hint)}</title>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-            f"{_text(x, label_y + 4, point.text, 'label', frame.side(x, point.text))}</g>"
+            f"{frame.label(x, label_y + 4, point.text, 'label')}</g>"
         )
     return frame.svg("".join(parts), name)
 
@@ -142,9 +143,13 @@ class _Frame:
         """Pixels from the top."""
         return self.bottom - self._y.at(value) * (self.bottom - _TOP)
 
-    def side(self, x: float, text: str) -> str:
-        """Which way a text beside x goes so that it stays inside."""
-        return "start" if x + 9 + len(text) * _CHARACTER < self.width else "end"
+    def label(self, x: float, y: float, text: str, kind: str) -> str:
+        """A text beside x: to the right if it has room there, else where there is more, cut if need be."""
+        right, left = (int((room - _GAP) / _CHARACTER) for room in (self.width - x, x - _LEFT))
+        room = right if len(text) <= right or right >= left else left
+        if len(text) > room:
+            text = text[: room - 1] + "…"
+        return _text(x, y, text, kind, "start" if room == right else "end")
 
     def axes(self, x_title: str, y_title: str) -> str:
         """Grid, tick labels and titles."""
@@ -175,7 +180,7 @@ class _Frame:
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    shift = {"start": 9, "end": -9, "middle": 0}[anchor]
+    shift = {"start": _GAP, "end": -_GAP, "middle": 0}[anchor]
     return f'<text class="{kind}" x="{x + shift:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_safe(text)}</text>'
 
 

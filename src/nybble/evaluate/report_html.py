@@ -29,12 +29,13 @@ h3{font-size:.95rem;margin:0 0 .2rem;font-weight:600}
 p{margin:.4rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:600;color:var(--soft);font-size:.85rem}td:first-child,th:first-child,.text{text-align:left}
-td{white-space:nowrap}td.text{white-space:normal}small{display:block;color:var(--soft)}
+th{font-weight:600;color:var(--soft);font-size:.85rem}td:first-child,th:first-child,th.text,td.text{text-align:left}
+td{white-space:nowrap}td.text,td:first-child{white-space:normal;overflow-wrap:anywhere}
+small{display:block;color:var(--soft)}
 tbody tr:nth-child(even){background:var(--band)}
 code,.token{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.86em}
 .token{background:var(--band);border:1px solid var(--line);border-radius:3px;padding:0 .25em}
-.token{white-space:pre-wrap}
+.token{display:inline-block;max-width:20em;white-space:pre-wrap;overflow-wrap:anywhere}
 .swatch{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em;background:currentColor}
 .failed{color:#c62828}.grid2,.grid3{display:grid;gap:1.2rem}
 .grid2{grid-template-columns:repeat(auto-fit,minmax(380px,1fr))}
@@ -260,7 +261,7 @@ def _flips(evaluation: Evaluation) -> str:
         + _table(
             ("Context", "Text", "Reference", "Model", "Loss"),
             [_flip(flip) for flip in model.flips],
-            text=(0,),
+            text=(0, 1, 2, 3),
         )
         + "</details>"
         for model in evaluation.others
@@ -280,10 +281,10 @@ def _flip(flip: Flip) -> list[str]:
     return [
         f'<span class="soft">{flip.position:,}</span> …{_text(flip.context)}',
         _token(flip.actual),
-        f"{_token(flip.reference_token)} {flip.reference_probability:.1%}"
-        f' <span class="soft">({flip.reference_token_in_model:.1%} in the model)</span>',
-        f"{_token(flip.token)} {flip.probability:.1%}"
-        f' <span class="soft">({flip.token_in_reference:.1%} in the reference)</span>',
+        f"{_token(flip.reference_token)}"
+        f"<small>{flip.reference_probability:.1%}, in the model {flip.reference_token_in_model:.1%}</small>",
+        f"{_token(flip.token)}"
+        f"<small>{flip.probability:.1%}, in the reference {flip.token_in_reference:.1%}</small>",
         f"{flip.loss:.1%}",
     ]
 
@@ -334,7 +335,7 @@ def _method(evaluation: Evaluation) -> str:
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
     """A table of cells that are HTML already; columns in ``text`` are broken into lines."""
-    head = "".join(f"<th>{name}</th>" for name in header)
+    head = "".join(f"<th{TEXT if i in text else ''}>{name}</th>" for i, name in enumerate(header))
     body = "".join(
         "<tr>"
         + "".join(f"<td{TEXT if i in text else ''}>{cell}</td>" for i, cell in enumerate(row))
