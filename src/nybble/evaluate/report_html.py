@@ -30,7 +30,7 @@ p{margin:.4rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.85rem}td:first-child,th:first-child,th.text,td.text{text-align:left}
-td{white-space:nowrap}td.text,td:first-child{white-space:normal;overflow-wrap:anywhere}
+td{white-space:nowrap}td.text,td:first-child{white-space:normal;overflow-wrap:anywhere}td:first-child{min-width:10em}
 small{display:block;color:var(--soft)}
 tbody tr:nth-child(even){background:var(--band)}
 code,.token{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.86em}
