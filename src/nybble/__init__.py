@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from nybble.convert.convert import convert as convert
     from nybble.errors import NybbleError as NybbleError
+    from nybble.evaluate.compare import evaluate as evaluate
     from nybble.generate.generation import Generation as Generation
     from nybble.generate.generation import Stream as Stream
     from nybble.generate.options import GenerationOptions as GenerationOptions
@@ -34,7 +35,7 @@ _WHERE = {
     "Model": "nybble.model",
 }
 
-_PACKAGES = ("convert",)
+_PACKAGES = ("convert", "evaluate")
 """Packages that are functions too: ``nybble.convert(...)``, and ``nybble.convert.verify`` beside it."""
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Stream",
     "__version__",
     "convert",
+    "evaluate",
     "load",
 ]
 

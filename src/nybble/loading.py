@@ -75,7 +75,7 @@ def load(
 
         adapters = read_adapters(adapters, progress=progress, offline=offline)
     started = perf_counter()
-    checkpoint = _read_for(device, path)
+    checkpoint = read_checkpoint_for(device, path)
     return _model(
         checkpoint,
         started,
@@ -112,7 +112,7 @@ def from_checkpoint(
     )
 
 
-def _read_for(device: str, path: Path) -> Checkpoint:
+def read_checkpoint_for(device: str, path: Path) -> Checkpoint:
     """The checkpoint for a device: ONNX Runtime runs ONNX as it is, so nothing of it is recognised."""
     if device.partition(":")[0] == "onnxruntime":
         from nybble.formats.onnx.folder import is_onnx, open_onnx_folder

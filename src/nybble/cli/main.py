@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "compare a converted model with its manifest",
     "devices": "devices found, the one chosen, and why",
     "bench": "measure prefill and decode",
+    "evaluate": "compare models on a text: quality, size, speed",
     "version": "versions of nybble and what it runs on",
 }
 """Name and summary of each command; the module is ``nybble.cli.<name>``."""

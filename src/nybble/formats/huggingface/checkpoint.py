@@ -49,7 +49,7 @@ def read_huggingface_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     values = _config_values(folder)
-    weights = read_safetensors(_weights(path))
+    weights = read_safetensors(weights_path(path))
     try:
         return _checkpoint(folder, values, weights)
     except NybbleError:
@@ -102,7 +102,7 @@ def _config_values(folder: Path) -> dict[str, Any]:
     raise NotFoundError(f"{path}: no such file; a Hugging Face folder has its config beside the weights")
 
 
-def _weights(path: Path) -> Path:
+def weights_path(path: Path) -> Path:
     """The file or the index with the weights."""
     if not path.is_dir():
         match = _SHARD.fullmatch(path.name)
