@@ -203,8 +203,7 @@ void register_plan(nb::module_& module) {
                  plan.ops.push_back(
                      {ScaleBySequenceOp{view(in), view(out), width, out_width, slots, scales}, selected});
              })
-        .def("hidden",
-             [](Plan& plan, ViewTuple out) { plan.ops.push_back({HiddenOp{view(out)}, false}); })
+        .def("hidden", [](Plan& plan, ViewTuple out) { plan.ops.push_back({HiddenOp{view(out)}, false}); })
         .def("tap",
              [](Plan& plan, ViewTuple in, int64_t columns, NormTuple weights, int32_t tap, bool selected) {
                  plan.ops.push_back({TapOp{view(in), columns, norm(weights), tap}, selected});

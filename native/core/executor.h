@@ -18,7 +18,7 @@ struct Session::Scratch {
     Growing<int8_t> int8_high;
     Growing<float> int8_scales;
     Growing<float> int8_sums;
-    Growing<uint16_t> panel;  // dequantized bf16 weights, or packed activations (shared)
+    Growing<uint16_t> panel;  // dequantized bf16 weights, or packed activations (shared), halves of a tap
     Growing<float> partial;   // shared: partial attention results
     Growing<float> rope;      // shared: cosine and sine tables
 };
@@ -62,6 +62,8 @@ class Executor {
     // tap.cpp
     void prepare_tap(const TapOp& op, int64_t rows);
     void tap(const TapOp& op, int64_t rows, Worker& worker);
+    void products_f32(const Tap& sums, const float* x, int64_t stride, int64_t rows, Worker& worker);
+    void products_bf16(const Tap& sums, const float* x, int64_t stride, int64_t rows, Worker& worker);
 
     // attention.cpp
     struct AttentionShape {

@@ -60,9 +60,10 @@ std::vector<float> run(const Plan& plan, Isa isa, int threads, const std::vector
     auto a = session.new_sequence();
     auto b = session.new_sequence();
     const int64_t first = rows / 3;
-    session.forward({{a.get(), nullptr, first, LogitRows::all, 0, x.data()},
-                     {b.get(), nullptr, rows - first, LogitRows::all, 0, x.data() + first * plan.hidden_size}},
-                    output.data());
+    session.forward(
+        {{a.get(), nullptr, first, LogitRows::all, 0, x.data()},
+         {b.get(), nullptr, rows - first, LogitRows::all, 0, x.data() + first * plan.hidden_size}},
+        output.data());
     return output;
 }
 
@@ -121,7 +122,8 @@ void check_tap(Isa isa, int64_t hidden, int64_t offset, int64_t columns, bool no
             worst = std::max(worst, std::fabs(found - product) / magnitude);
         }
     }
-    check(worst < 2e-6, what + ": error " + std::to_string(worst));
+    // float32 sums; on AMX values of 16 bits of precision, and no products of two small halves.
+    check(worst < (isa == Isa::amx ? 1e-5 : 2e-6), what + ": error " + std::to_string(1e6 * worst) + "e-6");
 }
 
 void check_refused() {

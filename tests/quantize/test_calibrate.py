@@ -191,28 +191,28 @@ def test_a_killed_command_goes_on_and_gives_the_same_file(tmp_path: Path) -> Non
     from dataclasses import replace
 
     config = replace(
-        LLAMA, num_hidden_layers=40, hidden_size=256, intermediate_size=512, num_attention_heads=16
+        LLAMA, num_hidden_layers=12, hidden_size=256, intermediate_size=512, num_attention_heads=16
     )
     model = model_file(tmp_path / "model.gguf", config, weights="q8_0", embeddings="f32")
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 30, encoding="utf-8")
     program = (
         "import sys, nybble.quantize.calibrate as c\n"
-        "c.Calibration.__init__.__kwdefaults__['state_seconds'] = 0.0\n"
-        f"options = dict(text={str(text)!r}, windows=40, window=256, precision='f32')\n"
+        "c.Calibration.__init__.__kwdefaults__['state_seconds'] = float(sys.argv[3])\n"
+        f"options = dict(text={str(text)!r}, windows=48, window=256, precision='f32')\n"
         "c.calibrate(sys.argv[1], sys.argv[2], **options)\n"
     )
     command = [sys.executable, "-c", program, str(model)]
     whole, output = tmp_path / "whole.gguf", tmp_path / "output.gguf"
-    subprocess.run([*command, str(whole)], check=True, env=os.environ)
+    subprocess.run([*command, str(whole), "1e9"], check=True, env=os.environ)
     state = tmp_path / "output.gguf.calibration"
-    process = subprocess.Popen([*command, str(output)], env=os.environ)
+    process = subprocess.Popen([*command, str(output), "0"], env=os.environ)
     deadline = time.monotonic() + 120
     while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert state.is_file() and not output.exists()
-    subprocess.run([*command, str(output)], check=True, env=os.environ)
+    subprocess.run([*command, str(output), "1e9"], check=True, env=os.environ)
     assert output.read_bytes() == whole.read_bytes()
     assert not state.exists()
