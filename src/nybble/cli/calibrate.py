@@ -21,7 +21,7 @@ linear matters: quantizers weigh their errors with it. llama.cpp reads it too.
 Interrupted (Ctrl-C, or killed), the same command goes on where it was, from OUTPUT.calibration.
 
 TEXT: text files, folders, or JSON lines of {"text": ...} or {"messages": [...]}, which go through the
-model's chat template. Without it nybble's own text is taken, which is about 70 windows of 512 tokens.
+model's chat template. Without it nybble's own text is taken, which has some 80 to 100 windows of 512.
 
 examples:
   nybble calibrate smollm2 smollm2-imatrix.gguf
