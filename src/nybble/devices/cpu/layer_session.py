@@ -59,7 +59,7 @@ class LayerSession:
         if not output:
             taps = [index for index, step in enumerate(steps) if isinstance(step, TapStep)]
             steps = steps[: taps[-1] + 1] if taps else []
-        self._lowering = Lowering(graph, tensors, context_length, products=products)
+        self._lowering = Lowering(graph, tensors, context_length, threads=threads, products=products)
         self._plan = self._lowering.plan
         self._plan.hidden_size = graph.nodes[0].outputs[0].width
         if not output:
