@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nybble.errors import FormatError, NotFoundError, TemplateError
-from nybble.quantize.calibration_text import Document, default_text, make_windows, read_documents
+from nybble.quantize.calibration_text import (
+    Document,
+    _first_drawn,
+    _Piece,
+    _rank,
+    default_text,
+    make_windows,
+    read_documents,
+)
 from nybble.text.tokenizer import GGUFTokenizerSource, Tokenizer
 from support.conversions import tokenizer_keys
 
@@ -75,7 +85,7 @@ def test_paths_without_text(tmp_path: Path) -> None:
         list(read_documents([tmp_path]))
     path = tmp_path / "x.txt"
     path.write_bytes(b"abc\xff")
-    with pytest.raises(FormatError, match="is not UTF-8 text: invalid start byte at byte 3"):
+    with pytest.raises(FormatError, match="is not UTF-8 text: invalid start byte"):
         list(read_documents([path]))
 
 
@@ -167,6 +177,29 @@ def test_of_a_long_text_the_seed_chooses_and_the_order_stays() -> None:
     make_windows([document], tokenizer, windows=20, length=81)
     # No more was tokenized than needed: 20 windows of 80 letters, and a margin.
     assert len(tokenizer.seen) == 1 and len(tokenizer.seen[0][0]) <= 16 << 10
+
+
+def test_large_texts_are_read_in_parts_and_what_is_not_drawn_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    path.write_text("".join(f"{number:07}\n" for number in range(300_000)), encoding="utf-8")
+    parts = [document.text or "" for document in read_documents([path])]
+    assert len(parts) == 3 and all(part.endswith("\n") for part in parts)
+    assert "".join(parts) == path.read_text(encoding="utf-8")
+
+    alive: list[weakref.ref[_Piece]] = []
+
+    def pieces() -> Iterator[_Piece]:
+        for number in range(2000):
+            assert sum(reference() is not None for reference in alive[-200:]) < 60
+            piece = _Piece(f"{number:05}" * 20, False)
+            alive.append(weakref.ref(piece))
+            yield piece
+
+    kept = _first_drawn(pieces(), 0, 3000)
+    assert len(kept) == 30
+    # Just those that a draw of all would begin with.
+    order = sorted(range(2000), key=lambda number: _rank(0, "piece", number))
+    assert set(kept) == set(order[:30])
 
 
 @given(

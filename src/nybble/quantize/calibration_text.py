@@ -11,9 +11,10 @@ Every choice is a function of the texts and the seed, the same on every machine.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,7 @@ SUFFIXES = (".txt", ".md", ".rst", ".text", ".jsonl", ".ndjson", ".py", ".c", ".
 """Files of a folder that are read."""
 _JSON_LINES = (".jsonl", ".ndjson")
 _PIECE = 16 << 10  # characters of a text that are chosen or left out together
+_CHARACTERS = 16  # more than a token has on average in any text: so many are kept for each one needed
 _MARGIN = 1.25  # more tokens than windows need: which of them are taken is drawn too
 
 
@@ -72,14 +74,17 @@ def read_documents(paths: Sequence[str | os.PathLike[str]] = ()) -> Iterator[Doc
             if file.suffix in _JSON_LINES:
                 yield from _json_lines(file)
             else:
-                yield Document(str(file), _read_text(file))
+                yield from _text(file)
 
 
-def _read_text(path: Path) -> str:
+def _text(path: Path) -> Iterator[Document]:
+    """A file in parts of a megabyte, cut at ends of lines: texts may be larger than memory."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            while lines := file.readlines(1 << 20):
+                yield Document(str(path), "".join(lines))
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise FormatError(f"{path}: is not UTF-8 text: {error.reason}") from None
 
 
 def _json_lines(path: Path) -> Iterator[Document]:
@@ -151,9 +156,12 @@ def make_windows(
         raise ValueError(
             f"{windows} windows of {length} tokens cannot be made; at least 1 of {len(prefix) + 1}"
         )
-    pieces = [piece for document in documents for piece in _pieces(document, render)]
     body = length - len(prefix)
-    ids = _drawn_ids(pieces, tokenizer, seed, int(windows * body * _MARGIN))
+    needed = int(windows * body * _MARGIN)
+    pieces = _first_drawn(
+        (piece for document in documents for piece in _pieces(document, render)), seed, needed * _CHARACTERS
+    )
+    ids = _drawn_ids(pieces, tokenizer, seed, needed)
     stream = [token for number in sorted(ids) for token in ids[number]]
     if not stream:
         raise FormatError("the calibration text is empty")
@@ -191,14 +199,28 @@ def _pieces(document: Document, render: Render | None) -> Iterator[_Piece]:
         begin = end
 
 
+def _first_drawn(pieces: Iterable[_Piece], seed: int, characters: int) -> dict[int, _Piece]:
+    """Those that are drawn first, by number, with so many characters together; no others stay in memory."""
+    # The one that is drawn last is at the top of the heap.
+    kept: list[tuple[int, int, _Piece]] = []
+    total = 0
+    for number, piece in enumerate(pieces):
+        rank = int.from_bytes(_rank(seed, "piece", number), "big")
+        heapq.heappush(kept, (-rank, number, piece))
+        total += len(piece.text)
+        while total - len(kept[0][2].text) >= characters:
+            total -= len(heapq.heappop(kept)[2].text)
+    return {number: piece for _, number, piece in kept}
+
+
 def _drawn_ids(
-    pieces: Sequence[_Piece], tokenizer: Tokenizer, seed: int, tokens: int
+    pieces: Mapping[int, _Piece], tokenizer: Tokenizer, seed: int, tokens: int
 ) -> dict[int, list[int]]:
     """Token ids of as many pieces as have so many, by the piece's number; only those are tokenized."""
     prefix = list(tokenizer.prefix)
     found: dict[int, list[int]] = {}
     total = 0
-    for number in sorted(range(len(pieces)), key=lambda number: _rank(seed, "piece", number)):
+    for number in sorted(pieces, key=lambda number: _rank(seed, "piece", number)):
         if total >= tokens:
             break
         piece = pieces[number]
