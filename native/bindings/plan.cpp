@@ -3,10 +3,12 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 
 namespace nb = nanobind;
@@ -17,6 +19,8 @@ namespace {
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Products = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ViewTuple = std::tuple<int32_t, int64_t>;
 using NormTuple = std::tuple<int32_t, float, float>;
 
@@ -64,6 +68,18 @@ int32_t add_weight(Plan& plan, const std::string& encoding, int64_t rows, int64_
     return static_cast<int32_t>(plan.weights.size()) - 1;
 }
 
+int32_t add_tap(Plan& plan, const Sums& sum_squares, const Sums& sum_absolute,
+                const std::optional<Products>& products) {
+    const size_t columns = sum_squares.size();
+    if (sum_absolute.size() != columns ||
+        (products && (products->shape(0) != columns || products->shape(1) != columns))) {
+        throw std::invalid_argument("the sums of a tap have different sizes");
+    }
+    plan.taps.push_back({static_cast<int64_t>(columns), sum_squares.data(), sum_absolute.data(),
+                         products ? products->data() : nullptr});
+    return static_cast<int32_t>(plan.taps.size()) - 1;
+}
+
 using PartTuple = std::tuple<int32_t, int64_t, int64_t, ViewTuple, int32_t, ViewTuple>;
 
 }  // namespace
@@ -75,6 +91,7 @@ void register_plan(nb::module_& module) {
         .def(nb::init<>())
         .def_rw("vocab_size", &Plan::vocab_size)
         .def_rw("context_length", &Plan::context_length)
+        .def_rw("hidden_size", &Plan::hidden_size)
         .def_rw("adapters", &Plan::adapters)
         .def("validate", &Plan::validate)
         .def("add_weight", &add_weight, "The memory of `data` must outlive every session of this plan.")
@@ -93,6 +110,8 @@ void register_plan(nb::module_& module) {
                  plan.slots.emplace_back(slots.data(), slots.data() + slots.size());
                  return static_cast<int32_t>(plan.slots.size()) - 1;
              })
+        .def("add_tap", &add_tap, nb::arg("sum_squares"), nb::arg("sum_absolute"), nb::arg("products").none(),
+             "The arrays must outlive every session of this plan, which adds to them.")
         .def("add_buffer",
              [](Plan& plan, int64_t width, bool selected) {
                  plan.buffers.push_back(width);
@@ -183,6 +202,11 @@ void register_plan(nb::module_& module) {
                 int32_t scales, bool selected) {
                  plan.ops.push_back(
                      {ScaleBySequenceOp{view(in), view(out), width, out_width, slots, scales}, selected});
+             })
+        .def("hidden", [](Plan& plan, ViewTuple out) { plan.ops.push_back({HiddenOp{view(out)}, false}); })
+        .def("tap",
+             [](Plan& plan, ViewTuple in, int64_t columns, NormTuple weights, int32_t tap, bool selected) {
+                 plan.ops.push_back({TapOp{view(in), columns, norm(weights), tap}, selected});
              })
         .def("select", [](Plan& plan, ViewTuple in, ViewTuple out, int64_t width) {
             plan.ops.push_back({SelectOp{view(in), view(out), width}, true});

@@ -16,6 +16,7 @@ using namespace nybble;
 namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Hidden = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 KvEncoding kv_encoding(const std::string& name) {
@@ -48,6 +49,27 @@ std::unique_ptr<Session> make_session(const Plan& plan, int threads, const std::
     return std::make_unique<Session>(plan, options);
 }
 
+void check_sequence(Session& session, const KvSequence* sequence, const std::vector<ForwardItem>& items) {
+    if (!sequence->belongs_to(session.cache())) {
+        throw std::invalid_argument("forward: a sequence belongs to another session");
+    }
+    for (const ForwardItem& other : items) {
+        if (other.sequence == sequence) {
+            throw std::invalid_argument("forward: a sequence occurs twice in one batch");
+        }
+    }
+}
+
+void run(Session& session, const std::vector<ForwardItem>& items, const Output& output) {
+    if (static_cast<int64_t>(output.shape(0)) != Session::output_rows(items) ||
+        static_cast<int64_t>(output.shape(1)) != session.plan().vocab_size) {
+        throw std::invalid_argument("forward: the output array has the wrong shape");
+    }
+    float* data = output.data();
+    nb::gil_scoped_release release;
+    session.forward(items, data);
+}
+
 // items: (sequence, tokens, rows: 0 none, 1 last, 2 all; rope set)
 using ItemTuple = std::tuple<KvSequence*, Tokens, int, int>;
 
@@ -58,24 +80,29 @@ void forward(Session& session, const std::vector<ItemTuple>& tuples, Output outp
         if (rope_set < 0 || rope_set > 1 || rows < 0 || rows > 2 || sequence == nullptr) {
             throw std::invalid_argument("forward: an item is out of range");
         }
-        if (!sequence->belongs_to(session.cache())) {
-            throw std::invalid_argument("forward: a sequence belongs to another session");
-        }
-        for (const ForwardItem& other : items) {
-            if (other.sequence == sequence) {
-                throw std::invalid_argument("forward: a sequence occurs twice in one batch");
-            }
-        }
+        check_sequence(session, sequence, items);
         items.push_back({sequence, tokens.data(), static_cast<int64_t>(tokens.size()),
-                         static_cast<LogitRows>(rows), rope_set});
+                         static_cast<LogitRows>(rows), rope_set, nullptr});
     }
-    if (static_cast<int64_t>(output.shape(0)) != Session::output_rows(items) ||
-        static_cast<int64_t>(output.shape(1)) != session.plan().vocab_size) {
-        throw std::invalid_argument("forward: the output array has the wrong shape");
+    run(session, items, output);
+}
+
+// items: (sequence, hidden states, rope set)
+using HiddenItem = std::tuple<KvSequence*, Hidden, int>;
+
+void forward_hidden(Session& session, const std::vector<HiddenItem>& tuples, Output output) {
+    std::vector<ForwardItem> items;
+    items.reserve(tuples.size());
+    for (const auto& [sequence, hidden, rope_set] : tuples) {
+        if (rope_set < 0 || rope_set > 1 || sequence == nullptr ||
+            static_cast<int64_t>(hidden.shape(1)) != session.plan().hidden_size) {
+            throw std::invalid_argument("forward_hidden: an item is out of range");
+        }
+        check_sequence(session, sequence, items);
+        items.push_back({sequence, nullptr, static_cast<int64_t>(hidden.shape(0)), LogitRows::all, rope_set,
+                         hidden.data()});
     }
-    float* data = output.data();
-    nb::gil_scoped_release release;
-    session.forward(items, data);
+    run(session, items, output);
 }
 
 }  // namespace
@@ -96,6 +123,9 @@ void register_session(nb::module_& module) {
     nb::class_<Session>(module, "Session", "A plan with threads, buffers and a KV cache.")
         .def("new_sequence", &Session::new_sequence, nb::keep_alive<0, 1>())
         .def("forward", &forward)
+        .def("forward_hidden", &forward_hidden,
+             "As forward, from hidden states: (sequence, float32 (tokens, hidden_size), rope set) each; the "
+             "output has every row.")
         .def("owns", [](Session& session,
                         const KvSequence& sequence) { return sequence.belongs_to(session.cache()); })
         .def("cancel", &Session::cancel)

@@ -23,6 +23,8 @@ void Executor::prepare() {
     for (const Op& op : plan.ops) {
         if (const auto* linear = std::get_if<LinearOp>(&op.body)) {
             prepare_linear(*linear, op.selected ? selected : batch_.rows());
+        } else if (const auto* tap = std::get_if<TapOp>(&op.body)) {
+            prepare_tap(*tap, op.selected ? selected : batch_.rows());
         } else if (const auto* attention = std::get_if<AttentionOp>(&op.body)) {
             plan_attention(*attention);
         }
@@ -57,6 +59,10 @@ void Executor::walk(Worker& worker) {
                 using Body = std::decay_t<decltype(body)>;
                 if constexpr (std::is_same_v<Body, EmbeddingOp>) {
                     embedding(body, worker);
+                } else if constexpr (std::is_same_v<Body, HiddenOp>) {
+                    hidden(body, worker);
+                } else if constexpr (std::is_same_v<Body, TapOp>) {
+                    tap(body, rows, worker);
                 } else if constexpr (std::is_same_v<Body, NormOp>) {
                     norm(body, rows, worker);
                 } else if constexpr (std::is_same_v<Body, LinearOp>) {
@@ -138,6 +144,16 @@ void Executor::embedding(const EmbeddingOp& op, Worker& worker) {
         if (op.scale != 1.0F) {
             floats_.scale(out, op.scale, out, weight.columns);
         }
+    }
+}
+
+void Executor::hidden(const HiddenOp& op, Worker& worker) {
+    const int64_t size = session_.plan_.hidden_size;
+    for (int64_t row = worker.index(); row < batch_.rows(); row += worker.count()) {
+        const Segment& segment =
+            batch_.segments[static_cast<size_t>(batch_.row_segment[static_cast<size_t>(row)])];
+        std::memcpy(at(op.out, row), segment.hidden + (row - segment.row) * size,
+                    static_cast<size_t>(size) * sizeof(float));
     }
 }
 

@@ -1,5 +1,5 @@
 // Runs a plan over one micro-batch: every thread walks the list of operators; linear.cpp,
-// attention.cpp and elementwise.cpp hold the operators.
+// attention.cpp, tap.cpp and elementwise.cpp hold the operators.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace nybble {
 
 struct Session::Scratch {
     Growing<float> floats;       // normed rows, gate and up, dequantized weights
-    Growing<float> more_floats;  // attention: q, acc, scores, sums; products of tiles
+    Growing<float> more_floats;  // attention: q, acc, scores, sums; products of tiles; panels of a tap
     Growing<float> tiles;        // attention: keys and values of a page
     Growing<int8_t> int8_values;
     Growing<int8_t> int8_high;
     Growing<float> int8_scales;
     Growing<float> int8_sums;
-    Growing<uint16_t> panel;  // dequantized bf16 weights, or packed activations (shared)
+    Growing<uint16_t> panel;  // dequantized bf16 weights, or packed activations (shared), halves of a tap
     Growing<float> partial;   // shared: partial attention results
     Growing<float> rope;      // shared: cosine and sine tables
 };
@@ -38,6 +38,7 @@ class Executor {
    private:
     void walk(Worker& worker);
     void embedding(const EmbeddingOp& op, Worker& worker);
+    void hidden(const HiddenOp& op, Worker& worker);
     void norm(const NormOp& op, int64_t rows, Worker& worker);
     void linear(const LinearOp& op, int64_t rows, Worker& worker);
     void attention(const AttentionOp& op, Worker& worker);
@@ -57,6 +58,12 @@ class Executor {
     void finish_rows(const LinearOp& op, const float* gate, const float* up, int64_t stride, int64_t rows,
                      const LinearPart& part, int64_t first, int64_t count);
     void normed_rows(const LinearOp& op, int64_t first, int64_t last, float* out) const;
+
+    // tap.cpp
+    void prepare_tap(const TapOp& op, int64_t rows);
+    void tap(const TapOp& op, int64_t rows, Worker& worker);
+    void products_f32(const Tap& sums, const float* x, int64_t stride, int64_t rows, Worker& worker);
+    void products_bf16(const Tap& sums, const float* x, int64_t stride, int64_t rows, Worker& worker);
 
     // attention.cpp
     struct AttentionShape {

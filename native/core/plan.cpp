@@ -52,6 +52,7 @@ class Checker {
 
     void check(const EmbeddingOp& op) const {
         const Weight& w = weight(op.weight);
+        require(plan_.hidden_size == 0, "an embedding in a plan that starts with hidden states");
         require(w.rows >= plan_.vocab_size, "the embedding has fewer rows than the vocabulary");
         view(op.out, w.columns, "embedding output");
     }
@@ -158,6 +159,18 @@ class Checker {
             require(slot >= 0 && slot < plan_.adapters, "slots entry");
         }
     }
+    void check(const HiddenOp& op) const {
+        require(plan_.hidden_size > 0, "hidden states in a plan that starts with tokens");
+        view(op.out, plan_.hidden_size, "hidden states");
+    }
+    void check(const TapOp& op) const {
+        view(op.in, op.columns, "tap input");
+        if (op.norm.weight != kNone) {
+            vector(op.norm.weight, op.columns, "tap norm weight");
+        }
+        require(op.tap >= 0 && op.tap < static_cast<int32_t>(plan_.taps.size()), "unknown tap");
+        require(plan_.taps[static_cast<size_t>(op.tap)].columns == op.columns, "tap columns");
+    }
     void check(const SelectOp& op) const {
         view(op.in, op.width, "select input");
         view(op.out, op.width, "select output");
@@ -173,6 +186,10 @@ class Checker {
                         w.stride >= row_bytes(w.encoding, w.columns),
                     "weight");
         }
+        for (const Tap& tap : plan_.taps) {
+            require(tap.columns > 0 && tap.sum_squares != nullptr && tap.sum_absolute != nullptr, "tap");
+        }
+        require(plan_.hidden_size >= 0, "hidden_size");
         for (const int64_t width : plan_.buffers) {
             require(width > 0, "buffer width");
         }
@@ -191,7 +208,8 @@ class Checker {
         for (const Op& op : plan_.ops) {
             selected_ = op.selected;
             require(!op.selected || !(std::holds_alternative<AttentionOp>(op.body) ||
-                                      std::holds_alternative<EmbeddingOp>(op.body)),
+                                      std::holds_alternative<EmbeddingOp>(op.body) ||
+                                      std::holds_alternative<HiddenOp>(op.body)),
                     "works on all rows, never on selected ones");
             std::visit([&](const auto& body) { check(body); }, op.body);
             ++op_;

@@ -106,6 +106,19 @@ struct ElementwiseOp {
     Activation activation = Activation::silu;
 };
 
+// The caller's hidden states, in place of an embedding: a plan of some of a model's layers.
+struct HiddenOp {
+    View out;
+};
+
+// Sums over the rows of norm(in), which a linear is about to read; see Tap.
+struct TapOp {
+    View in;
+    int64_t columns = 0;
+    Norm norm;  // weight kNone: no norm
+    int32_t tap = kNone;
+};
+
 // Gathers the rows whose logits are wanted.
 struct SelectOp {
     View in, out;
@@ -130,9 +143,20 @@ struct ScaleBySequenceOp {
     int32_t scales = kNone;
 };
 
+// What a TapOp adds to, in somebody else's memory, which outlives every session of the plan. Only one
+// session may run at a time.
+struct Tap {
+    int64_t columns = 0;
+    double* sum_squares = nullptr;   // [columns]: x^2
+    double* sum_absolute = nullptr;  // [columns]: |x|
+    // [columns][columns]: the products of every two columns, x^T x. What lies left of the diagonal is
+    // touched only within 16 x 16 tiles: the matrix is symmetric. nullptr: none.
+    float* products = nullptr;
+};
+
 struct Op {
-    std::variant<EmbeddingOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, GatherColumnsOp,
-                 ScaleBySequenceOp, SelectOp>
+    std::variant<EmbeddingOp, HiddenOp, NormOp, LinearOp, AttentionOp, ElementwiseOp, GatherColumnsOp,
+                 ScaleBySequenceOp, TapOp, SelectOp>
         body;
     bool selected = false;  // works on the selected rows only
 };
@@ -147,7 +171,9 @@ struct Plan {
     std::vector<Rope> ropes;
     std::vector<KvGroup> groups;
     std::vector<Op> ops;
-    int64_t vocab_size = 0;
+    std::vector<Tap> taps;
+    int64_t vocab_size = 0;   // columns of the output; with an embedding, how many tokens there are
+    int64_t hidden_size = 0;  // columns of the caller's hidden states; 0: the plan starts with tokens
     int64_t context_length = 0;
     int64_t adapters = 0;  // LoRA adapters, each with a weight in every sequence
 

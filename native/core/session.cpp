@@ -81,7 +81,11 @@ void Session::forward(const std::vector<ForwardItem>& items, float* output) {
                                         " weights of adapters; the plan has " +
                                         std::to_string(plan_.adapters));
         }
-        for (int64_t i = 0; i < item.count; ++i) {
+        if ((item.hidden == nullptr) != (plan_.hidden_size == 0)) {
+            throw std::invalid_argument(plan_.hidden_size == 0 ? "the plan starts with tokens"
+                                                               : "the plan starts with hidden states");
+        }
+        for (int64_t i = 0; i < item.count && item.hidden == nullptr; ++i) {
             if (item.tokens[i] < 0 || item.tokens[i] >= plan_.vocab_size) {
                 throw std::out_of_range("token id " + std::to_string(item.tokens[i]) +
                                         " is outside the vocabulary of " + std::to_string(plan_.vocab_size));
@@ -115,10 +119,15 @@ void Session::forward(const std::vector<ForwardItem>& items, float* output) {
                     segment.count = count;
                     segment.position = item.sequence->length();
                     segment.rope_set = item.rope_set;
+                    if (item.hidden != nullptr) {
+                        segment.hidden = item.hidden + next_token * plan_.hidden_size;
+                    } else {
+                        batch.tokens.insert(batch.tokens.end(), item.tokens + next_token,
+                                            item.tokens + next_token + count);
+                    }
                     item.sequence->reserve(count);
                     item.sequence->advance(count);
                     for (int64_t i = 0; i < count; ++i) {
-                        batch.tokens.push_back(item.tokens[next_token + i]);
                         batch.positions.push_back(segment.position + i);
                         batch.row_segment.push_back(static_cast<int32_t>(batch.segments.size()));
                         const bool last = next_token + i + 1 == item.count;

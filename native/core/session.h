@@ -24,13 +24,14 @@ class ForwardCancelled : public std::exception {
 
 enum class LogitRows : int32_t { none, last, all };
 
-// New tokens for one sequence.
+// New tokens for one sequence, or their hidden states where the plan starts with those.
 struct ForwardItem {
     KvSequence* sequence = nullptr;
     const int32_t* tokens = nullptr;
     int64_t count = 0;
     LogitRows rows = LogitRows::last;
-    int32_t rope_set = 0;  // Rope::inverse_frequency index
+    int32_t rope_set = 0;           // Rope::inverse_frequency index
+    const float* hidden = nullptr;  // [count][hidden_size]
 };
 
 struct SessionOptions {
@@ -47,7 +48,8 @@ struct Segment {
     KvSequence* sequence = nullptr;
     int64_t row = 0;
     int64_t count = 0;
-    int64_t position = 0;  // of the first row
+    int64_t position = 0;           // of the first row
+    const float* hidden = nullptr;  // the first row's hidden state
     int32_t rope_set = 0;
 };
 
@@ -66,14 +68,14 @@ struct AttentionTask {
 
 // The rows that one pass over the plan works on.
 struct MicroBatch {
-    std::vector<int32_t> tokens;
+    std::vector<int32_t> tokens;  // empty where the plan starts with hidden states
     std::vector<int64_t> positions;
     std::vector<Segment> segments;
     std::vector<int32_t> row_segment;
     std::vector<int32_t> selected;  // rows whose logits are wanted
     float* output = nullptr;        // [selected][vocab_size]
 
-    int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+    int64_t rows() const { return static_cast<int64_t>(positions.size()); }
 };
 
 class Session {

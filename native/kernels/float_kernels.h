@@ -14,6 +14,9 @@ enum class Activation : int32_t { silu, gelu, gelu_tanh };
 // Tokens in a page of the KV cache, and so columns of an attention tile.
 inline constexpr int kPageTokens = 64;
 
+// Rows and columns of a tile of add_products.
+inline constexpr int kProductTile = 16;
+
 struct FloatKernels {
     const char* name = nullptr;
 
@@ -42,6 +45,10 @@ struct FloatKernels {
     // y[i][j] = dot(x row i, w row j) over k in float32; rows ldx, ldw, ldy floats apart.
     void (*gemm)(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, int64_t n, int64_t k,
                  float* y, int64_t ldy) = nullptr;
+
+    // c[i][j] += sum over `rows` rows t of a[t][i] * b[t][j] in float32, i and j < kProductTile; rows of
+    // a and b lie together, those of c are ldc floats apart.
+    void (*add_products)(const float* a, const float* b, int64_t rows, float* c, int64_t ldc) = nullptr;
 
     // One tile of attention with online softmax for `rows` query rows of one key-value head.
     //

@@ -293,6 +293,39 @@ void gemm(const float* x, int64_t ldx, int64_t m, const float* w, int64_t ldw, i
     }
 }
 
+// As many rows of the tile at a time as registers hold: all with 32 registers of 16, four with 16 of 8.
+// Bound by multiply-adds: each takes one value of a from the first-level cache.
+void add_products(const float* a, const float* b, int64_t rows, float* c, int64_t ldc) {
+    constexpr int kRows = N == 16 ? 16 : 4;
+    constexpr int kVecs = kProductTile / N;
+    for (int first = 0; first < kProductTile; first += kRows) {
+        Vec acc[kRows][kVecs];
+        for (int i = 0; i < kRows; ++i) {
+            for (int v = 0; v < kVecs; ++v) {
+                acc[i][v] = Vec::zero();
+            }
+        }
+        for (int64_t t = 0; t < rows; ++t) {
+            Vec y[kVecs];
+            for (int v = 0; v < kVecs; ++v) {
+                y[v] = Vec::load(b + t * kProductTile + v * N);
+            }
+            for (int i = 0; i < kRows; ++i) {
+                const Vec x = Vec::set1(a[t * kProductTile + first + i]);
+                for (int v = 0; v < kVecs; ++v) {
+                    acc[i][v] = Vec::fma(x, y[v], acc[i][v]);
+                }
+            }
+        }
+        for (int i = 0; i < kRows; ++i) {
+            for (int v = 0; v < kVecs; ++v) {
+                float* to = c + (first + i) * ldc + v * N;
+                (Vec::load(to) + acc[i][v]).store(to);
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace nybble
 
@@ -320,6 +353,7 @@ constexpr FloatKernels make_table(const char* name) {
     t.quantize_int8 = quantize_int8;
     t.quantize_int16 = quantize_int16;
     t.gemm = gemm;
+    t.add_products = add_products;
     t.attention_tile = attention_tile;
     t.store_key = store_key;
     t.store_value = store_value;

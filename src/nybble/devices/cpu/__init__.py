@@ -8,10 +8,20 @@ from nybble.errors import DeviceError
 
 if TYPE_CHECKING:
     from nybble.checkpoint.checkpoint import Checkpoint
+    from nybble.checkpoint.config import ModelConfig
     from nybble.devices.cpu.session import CpuSession
 
 KV_CACHES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 PRECISIONS = ("fast", "f32")
+
+
+def longest_context(config: ModelConfig) -> int:
+    """Most tokens of a sequence on the CPU device."""
+    most = config.max_position_embeddings
+    if config.rope.kind == "dynamic" and config.rope.original_max_position_embeddings:
+        # Its frequencies change with every token past that length, and the cached keys with them.
+        most = min(most, config.rope.original_max_position_embeddings)
+    return most
 
 
 def compile_session(
@@ -59,11 +69,7 @@ def compile_session(
         threads = _core.default_threads()
     if not 1 <= threads <= 1024:
         raise DeviceError(f"threads is between 1 and 1024, not {threads}")
-    config = checkpoint.config
-    most = config.max_position_embeddings
-    if config.rope.kind == "dynamic" and config.rope.original_max_position_embeddings:
-        # Its frequencies change with every token past that length, and the cached keys with them.
-        most = min(most, config.rope.original_max_position_embeddings)
+    most = longest_context(checkpoint.config)
     if context_length is None:
         context_length = most
     if not 1 <= context_length <= most:

@@ -16,6 +16,7 @@ from nybble.devices.cpu.steps import (
     ElementwiseStep,
     EmbeddingStep,
     GatherColumnsStep,
+    HiddenStep,
     LinearPart,
     LinearStep,
     NormStep,
@@ -109,6 +110,9 @@ class Fuser:
     def _embedding(self, node: Node) -> None:
         out = self._place(node.outputs[0])
         self._emit(EmbeddingStep(node.weights[0], float(node.attributes["scale"]), out), node)
+
+    def _hidden(self, node: Node) -> None:
+        self._emit(HiddenStep(self._place(node.outputs[0])), node)
 
     def _select_rows(self, node: Node) -> None:
         x, y = node.inputs[0], node.outputs[0]

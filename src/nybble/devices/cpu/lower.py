@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from nybble import _core
 from nybble.checkpoint.config import RopeConfig
@@ -18,6 +20,7 @@ from nybble.devices.cpu.steps import (
     ElementwiseStep,
     EmbeddingStep,
     GatherColumnsStep,
+    HiddenStep,
     LinearStep,
     NormStep,
     NormWeights,
@@ -25,17 +28,39 @@ from nybble.devices.cpu.steps import (
     ScaleBySequenceStep,
     SelectStep,
     Step,
+    TapStep,
 )
 from nybble.errors import UnsupportedError
 from nybble.graph.graph import Graph
 from nybble.graph.rotary import rotary_frequencies
 
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
 NO_PLACE = (_core.NONE, 0)
 NO_NORM = (_core.NONE, 0.0, 0.0)
 
 
+@dataclass
+class Tap:
+    """The sums of a tap; the plan's runs add to them."""
+
+    weights: tuple[str, ...]
+    """The linears that read what is summed."""
+    sum_squares: Doubles
+    """(columns,)"""
+    sum_absolute: Doubles
+    """(columns,)"""
+    products: Floats | None
+    """(columns, columns): products of every two columns, right only on and above the diagonal."""
+
+
 class Lowering:
-    """Builds one plan. ``keep_alive`` are the arrays that the plan points into; ``threads`` make them."""
+    """Builds one plan.
+
+    ``keep_alive`` are the arrays that the plan points into; ``threads`` make them. ``taps`` are those
+    that it writes; with ``products`` they sum the products of every two columns as well.
+    """
 
     def __init__(
         self,
@@ -45,6 +70,7 @@ class Lowering:
         *,
         adapters: int = 0,
         threads: int = 1,
+        products: bool = False,
     ) -> None:
         self._graph = graph
         self._tensors = tensors
@@ -55,6 +81,8 @@ class Lowering:
         self.plan.context_length = context_length
         self.plan.adapters = adapters
         self.keep_alive: list[object] = []
+        self.taps: list[Tap] = []
+        self._products = products
         self._weights: dict[str, int] = {}
         self._converted: dict[str, Tensor] = {}
         self._vectors: dict[tuple[str, int], int] = {}
@@ -69,7 +97,11 @@ class Lowering:
         """The finished, validated plan."""
         fuser = Fuser(self._graph, self._tensors)
         steps = fuser.run()
-        self._assign_buffers(steps, fuser.widths)
+        return self.lower(steps, fuser.widths)
+
+    def lower(self, steps: list[Step], widths: list[int]) -> _core.Plan:
+        """The finished, validated plan of some steps; ``widths`` are the columns of their storages."""
+        self._assign_buffers(steps, widths)
         self._make_groups(steps)
         self._convert_affine(steps)
         for step in steps:
@@ -205,6 +237,13 @@ class Lowering:
             self._ropes[rope] = index
         return index
 
+    def _tap(self, step: TapStep) -> int:
+        n = step.columns
+        products = np.zeros((n, n), np.float32) if self._products else None
+        tap = Tap(step.weights, np.zeros(n), np.zeros(n), products)
+        self.taps.append(tap)
+        return int(self.plan.add_tap(tap.sum_squares, tap.sum_absolute, tap.products))
+
     # -- KV groups ---------------------------------------------------------------------------------
 
     def _window(self, step: AttentionStep) -> int:
@@ -279,6 +318,11 @@ class Lowering:
             plan.scale_by_sequence(
                 view(step.x), view(step.out), step.width, step.out_width, slots, scales, step.selected
             )
+        elif isinstance(step, HiddenStep):
+            plan.hidden(view(step.out))
+        elif isinstance(step, TapStep):
+            norm, tap = self._norm(step.norm), self._tap(step)
+            plan.tap(view(step.x), step.columns, norm, tap, step.selected)
         elif isinstance(step, SelectStep):
             plan.select(view(step.x), view(step.out), step.width)
         elif isinstance(step, ElementwiseStep):

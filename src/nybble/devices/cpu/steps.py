@@ -69,6 +69,29 @@ class EmbeddingStep(Step):
 
 
 @dataclass
+class HiddenStep(Step):
+    """The caller's hidden states: what a plan of some layers starts with."""
+
+    out: Place
+
+    def writes(self) -> list[Place]:
+        return [self.out]
+
+
+@dataclass
+class TapStep(Step):
+    """Sums over the rows of norm(x), which the linears of ``weights`` are about to read."""
+
+    x: Place
+    columns: int
+    norm: NormWeights | None
+    weights: tuple[str, ...]
+
+    def reads(self) -> list[Place]:
+        return [self.x]
+
+
+@dataclass
 class NormStep(MappingStep):
     """RMS norm over groups of columns."""
 

@@ -1,0 +1,1 @@
+"""Quantization: methods, calibration, importance matrices."""
