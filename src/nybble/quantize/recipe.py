@@ -1,0 +1,262 @@
+"""Recipe: which tensor gets which encoding, and by which method, as data.
+
+A recipe is a TOML file in ``recipes/``, or a user's own:
+
+    description = "4-bit K types, more bits where it matters (llama.cpp's Q4_K_M)"
+    to = "gguf"
+    encoding = "q4_k"                  # of every matrix that no rule names
+
+    [[rules]]                          # of several that fit, the first counts
+    tensors = ["*.down_proj.weight"]   # patterns of canonical names; "output", "embedding"
+    layers = "more-bits"               # which layers; all where it is left out
+    encoding = "q6_k"
+
+``output`` is the matrix of the logits, also where it is the embedding; ``embedding`` is one that is not
+the output too. Further conditions: ``query_groups`` (least number of query heads that share a key head),
+``importance`` (whether an importance matrix is given). Layers, of ``n``: ``first-K``; ``first-eighth`` and
+``first-sixteenth`` (``i < n / 8``); ``middle`` (all but the first and last eighth); ``more-bits`` (the first
+and last eighth and every third between), which are llama.cpp's choices (``llama-quant.cpp``).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nybble.checkpoint.config import ModelConfig
+from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.tensor import Tensor
+from nybble.errors import FormatError, NotFoundError, UnsupportedError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+METHODS = ("rtn", "awq", "gptq")
+"""How weights are rounded: to nearest, or with what calibration saw of their inputs."""
+OUTPUT, EMBEDDING = "output", "embedding"
+"""Names in rules for what two or one tensors may be."""
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_FIRST = re.compile(r"first-([1-9]\d{0,3})")
+_LAYERS = ("first-eighth", "first-sixteenth", "middle", "more-bits")
+_RECIPE_KEYS = {"description", "to", "encoding", "method", "rules"}
+_RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
+
+FALLBACKS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("q2_k", "q3_k", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s", "iq1_m", "iq4_xs"),
+        "iq4_nl",
+    ),
+    "tq1_0": "q4_0",
+    "tq2_0": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
+"""What takes the place of a type of 256 elements in rows that they do not divide; llama.cpp's choice."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors that get an encoding of their own."""
+
+    tensors: tuple[str, ...]
+    encoding: str
+    layers: str | None = None
+    query_groups: int = 1
+    importance: bool | None = None
+
+    def fits(self, name: str, *, layer: int | None, config: ModelConfig, importance: bool) -> bool:
+        """Whether it is for the tensor of this name, which may be ``output`` or ``embedding``."""
+        groups = config.num_attention_heads // max(1, config.num_key_value_heads)
+        return (
+            any(fnmatchcase(name, pattern) for pattern in self.tensors)
+            and groups >= self.query_groups
+            and self.importance in (None, importance)
+            and (self.layers is None or (layer is not None and in_layers(self.layers, layer, config)))
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every matrix of a model becomes."""
+
+    name: str
+    description: str
+    to: str
+    """The format or ONNX target that it is made for."""
+    encoding: str
+    method: str = "rtn"
+    rules: tuple[Rule, ...] = ()
+
+    def encoding_of(self, tensor: Tensor, config: ModelConfig, *, importance: bool = False) -> str:
+        """The encoding of one matrix.
+
+        Raises:
+            UnsupportedError: its rows are no multiple of the block size, and nothing takes its place.
+        """
+        found = _LAYER.match(tensor.name)
+        layer = int(found[1]) if found else None
+        name = _called(tensor.name, config)
+        fitting = (
+            rule for rule in self.rules if rule.fits(name, layer=layer, config=config, importance=importance)
+        )
+        wanted = next((rule.encoding for rule in fitting), self.encoding)
+        return _dividing(wanted, tensor)
+
+
+def in_layers(which: str, layer: int, config: ModelConfig) -> bool:
+    """Whether a layer is among those that a rule names."""
+    count = config.num_hidden_layers
+    first = _FIRST.fullmatch(which)
+    if first:
+        return layer < int(first[1])
+    eighth = count // 8
+    if which == "first-eighth":
+        return layer < eighth
+    if which == "first-sixteenth":
+        return layer < count // 16
+    if which == "middle":
+        return eighth <= layer < 7 * count // 8
+    return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """A recipe by its name, or a user's file (``.toml``).
+
+    Raises:
+        NotFoundError: there is none; the message lists the names.
+        FormatError: the file says something that recipes do not have.
+    """
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise NotFoundError(f"{path}: no such recipe")
+        return parse_recipe(path.read_bytes(), path.stem, str(path))
+    file = resources.files("nybble.quantize") / "recipes" / f"{name_or_path}.toml"
+    if not re.fullmatch(r"[a-z0-9_-]+", name_or_path) or not file.is_file():
+        raise NotFoundError(
+            f"unknown recipe {name_or_path!r}; known: {', '.join(recipe_names())}; or a file, NAME.toml"
+        )
+    return parse_recipe(file.read_bytes(), name_or_path, name_or_path)
+
+
+def recipe_names() -> list[str]:
+    """All recipes that nybble has, sorted."""
+    folder = resources.files("nybble.quantize") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def parse_recipe(data: bytes, name: str, where: str) -> Recipe:
+    """A recipe from TOML.
+
+    Raises:
+        FormatError: it is no TOML, or says something that recipes do not have; the message has the place.
+    """
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{where}: is no TOML: {error}") from None
+    _check_keys(values, _RECIPE_KEYS, where)
+    rules = values.get("rules", [])
+    if not isinstance(rules, list):
+        raise FormatError(f"{where}: rules is a list of tables: [[rules]]")
+    method = _text(values, "method", where, "rtn")
+    if method not in METHODS:
+        raise FormatError(f"{where}: method is one of {', '.join(METHODS)}, not {method!r}")
+    return Recipe(
+        name=name,
+        description=_text(values, "description", where, ""),
+        to=_text(values, "to", where, "gguf"),
+        encoding=_encoding(values, where),
+        method=method,
+        rules=tuple(_rule(rule, f"{where}: rule {i + 1}") for i, rule in enumerate(rules)),
+    )
+
+
+def _rule(values: object, where: str) -> Rule:
+    if not isinstance(values, dict):
+        raise FormatError(f"{where}: is a table")
+    _check_keys(values, _RULE_KEYS, where)
+    tensors = values.get("tensors")
+    if isinstance(tensors, str):
+        tensors = [tensors]
+    if not isinstance(tensors, list) or not tensors or not all(isinstance(item, str) for item in tensors):
+        raise FormatError(f"{where}: tensors is a list of patterns of names")
+    layers = values.get("layers")
+    known = layers is None or (
+        isinstance(layers, str) and (layers in _LAYERS or _FIRST.fullmatch(layers) is not None)
+    )
+    if not known:
+        raise FormatError(f"{where}: layers is first-K or one of {', '.join(_LAYERS)}, not {layers!r}")
+    groups, importance = values.get("query_groups", 1), values.get("importance")
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise FormatError(f"{where}: query_groups is a whole number from 1 on, not {groups!r}")
+    if importance is not None and not isinstance(importance, bool):
+        raise FormatError(f"{where}: importance is true or false, not {importance!r}")
+    return Rule(tuple(tensors), _encoding(values, where), layers, groups, importance)
+
+
+def _encoding(values: Mapping[str, Any], where: str) -> str:
+    name = _text(values, "encoding", where, None)
+    try:
+        encoding(name)
+    except UnsupportedError as error:
+        raise FormatError(f"{where}: {error}") from None
+    return name
+
+
+def _text(values: Mapping[str, Any], key: str, where: str, default: str | None) -> str:
+    found = values.get(key, default)
+    if not isinstance(found, str):
+        raise FormatError(f"{where}: {key} is a text" + (", and it is missing" if found is None else ""))
+    return found
+
+
+def _check_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(set(values) - known):
+        raise FormatError(f"{where}: unknown: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def _called(name: str, config: ModelConfig) -> str:
+    if name == "lm_head.weight":
+        return OUTPUT
+    if name == "model.embed_tokens.weight":
+        return OUTPUT if config.tie_word_embeddings else EMBEDDING
+    return name
+
+
+def _dividing(wanted: str, tensor: Tensor) -> str:
+    """The wanted encoding, or what takes its place where it does not divide the rows."""
+    name: str | None = wanted
+    for name in _chain(wanted):
+        if tensor.shape[-1] % encoding(name).block_size == 0:
+            return name
+    raise UnsupportedError(
+        f"{tensor.name}: rows of {tensor.shape[-1]} are no multiple of {wanted}'s blocks of"
+        f" {encoding(wanted).block_size}; name another encoding for it"
+    )
+
+
+def _chain(name: str) -> Iterator[str]:
+    """The encoding and what takes its place, the last one float16 where blocks are GGUF's."""
+    yield name
+    if name in FALLBACKS:
+        yield FALLBACKS[name]
+    if encoding(name).ggml_type is not None:
+        yield "f16"
+
+
+def rounded_matrices(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The tensors that recipes are about: matrices of weights."""
+    from nybble.convert.rules import is_matrix
+
+    return [tensor for tensor in tensors.values() if is_matrix(tensor)]
