@@ -142,13 +142,15 @@ struct AffineK {
 
 struct QuantizeQ2K {
     static constexpr int size = 256, bytes = 84;
-    static constexpr AffineCandidate tried[] = {{0.0f, 0.0f},   {0.3f, -0.15f}, {0.6f, -0.3f}, {0.9f, -0.45f},
-                                                {0.5f, 0.0f},   {0.5f, -0.5f},  {1.0f, 0.0f},  {1.0f, -1.0f},
-                                                {-0.3f, 0.15f}, {1.2f, -0.6f}};
+    static constexpr AffineCandidate tried[] = {
+        {0.0f, 0.0f},    {0.3f, -0.15f}, {0.6f, -0.3f},   {0.9f, -0.45f}, {0.5f, 0.0f},
+        {0.5f, -0.5f},   {1.0f, 0.0f},   {1.0f, -1.0f},   {-0.3f, 0.15f}, {1.2f, -0.6f},
+        {1.5f, 0.0f},    {1.5f, -1.5f},  {0.75f, -0.75f}, {0.75f, 0.0f},  {0.25f, 0.0f},
+        {0.25f, -0.25f}, {1.5f, -0.75f}, {1.0f, -0.5f},   {2.0f, -1.0f},  {-0.6f, 0.3f}};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         AffineK<16, 3, 15, 15, 1, 3> k;
-        k.fit(tile, w, tried, 2);
+        k.fit(tile, w, tried, 4);
         k.encode(tile, 80, 82);
         for (int j = 0; j < 16; ++j) tile.put_byte(j, k.scale[j] + k.minimum[j] * lanes(16.0f));
         put_two_bits(tile, 0, 16);
@@ -172,13 +174,10 @@ NYBBLE_ALWAYS_INLINE void put_six_bits(T& tile, const Lanes* scale, const Lanes*
 
 struct QuantizeQ4K {
     static constexpr int size = 256, bytes = 144;
-    static constexpr AffineCandidate tried[] = {{0.0f, 0.0f},  {0.6f, -0.3f}, {0.5f, 0.0f},  {0.5f, -0.5f},
-                                                {1.2f, -0.6f}, {1.0f, 0.0f},  {1.0f, -1.0f}, {-0.4f, 0.2f},
-                                                {1.8f, -0.9f}, {2.4f, -1.2f}};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         AffineK<8, 15, 63, 63, 1, 3> k;
-        k.fit(tile, w, tried, 2);
+        k.fit(tile, w, many_candidates, 4);
         k.encode(tile, 0, 2);
         put_six_bits(tile, k.scale, k.minimum);
         for (int r = 0; r < 4; ++r) {
@@ -194,7 +193,7 @@ struct QuantizeQ5K {
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         AffineK<8, 31, 63, 63, 1, 3> k;
-        k.fit(tile, w, QuantizeQ4K::tried, 2);
+        k.fit(tile, w, many_candidates, 4);
         k.encode(tile, 0, 2);
         put_six_bits(tile, k.scale, k.minimum);
         put_high_bit(tile, 16.0f, 16);

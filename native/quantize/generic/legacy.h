@@ -100,17 +100,20 @@ struct QuantizeQ8_0 {
     }
 };
 
+// What is tried where the search is wide, for codes of four bits and more.
+constexpr AffineCandidate many_candidates[] = {
+    {0.0f, 0.0f},    {0.6f, -0.3f}, {0.5f, 0.0f},    {0.5f, -0.5f},  {1.2f, -0.6f},
+    {1.0f, 0.0f},    {1.0f, -1.0f}, {-0.4f, 0.2f},   {1.8f, -0.9f},  {1.6f, -0.3f},
+    {1.6f, -1.3f},   {2.4f, -1.2f}, {0.3f, -0.15f},  {0.9f, -0.45f}, {0.25f, 0.0f},
+    {0.25f, -0.25f}, {0.75f, 0.0f}, {0.75f, -0.75f}, {-0.2f, 0.1f},  {1.5f, -0.75f}};
+
 // q4_1 and q5_1 differ in the highest code.
 template <int high, bool weighted, class T>
 NYBBLE_NOINLINE void encode_with_minimum(T& tile, Weights<weighted> w) {
     static constexpr AffineCandidate few[] = {{0.0f, 0.0f}, {0.6f, -0.3f}};
-    static constexpr AffineCandidate many[] = {
-        {0.0f, 0.0f},    {0.6f, -0.3f}, {0.5f, 0.0f},    {0.5f, -0.5f},  {1.2f, -0.6f},
-        {1.0f, 0.0f},    {1.0f, -1.0f}, {-0.4f, 0.2f},   {1.8f, -0.9f},  {1.6f, -0.3f},
-        {1.6f, -1.3f},   {2.4f, -1.2f}, {0.3f, -0.15f},  {0.9f, -0.45f}, {0.25f, 0.0f},
-        {0.25f, -0.25f}, {0.75f, 0.0f}, {0.75f, -0.75f}, {-0.2f, 0.1f},  {1.5f, -0.75f}};
-    const AffineFit fit = weighted ? search_affine<false>(tile.x, w, 32, static_cast<float>(high), many, 4)
-                                   : search_affine<false>(tile.x, w, 32, static_cast<float>(high), few, 1);
+    const AffineFit fit =
+        weighted ? search_affine<false>(tile.x, w, 32, static_cast<float>(high), many_candidates, 4)
+                 : search_affine<false>(tile.x, w, 32, static_cast<float>(high), few, 1);
     const Lanes scale = tile.put_half(0, fit.scale);
     // Where the smallest value fits in float16, so shall what is made of it.
     const Lanes room = lanes(65504.0f) / tile.unit;
@@ -140,8 +143,9 @@ struct QuantizeQ5_1 {
 
 struct QuantizeIq4Nl {
     static constexpr int size = 32, bytes = 18;
-    static constexpr float ends[] = {-127.0f, 113.0f, -118.0f, 107.0f, -110.0f, 120.0f,
-                                     -134.0f, 100.0f, -122.0f, 116.0f, -103.0f, -114.0f};
+    static constexpr float ends[] = {-127.0f, 113.0f,  -118.0f, 107.0f,  -110.0f, 120.0f,  -134.0f, 100.0f,
+                                     -122.0f, 116.0f,  -103.0f, -114.0f, 96.0f,   -106.0f, 104.0f,  -98.0f,
+                                     110.0f,  -130.0f, 124.0f,  -142.0f, 92.0f,   -94.0f,  88.0f,   -88.0f};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         const Lanes scale = tile.put_half(0, search_scale<Iq4Levels>(tile.x, w, size, ends, 2).scale());

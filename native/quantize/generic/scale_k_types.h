@@ -72,13 +72,13 @@ struct ScaleK {
 
 struct QuantizeQ3K {
     static constexpr int size = 256, bytes = 110;
-    static constexpr float ends[] = {-4.0f, 3.5f,  -3.5f, -4.5f, 3.0f, -3.0f,
-                                     4.0f,  -5.0f, -4.2f, 3.8f,  2.6f, -2.7f};
+    static constexpr float ends[] = {-4.0f, 3.5f,  -3.5f, -4.5f, 3.0f,  -3.0f, 4.0f,  -5.0f, -4.2f, 3.8f,
+                                     2.6f,  -2.7f, -3.8f, 3.2f,  -3.2f, 2.8f,  -2.4f, 4.4f,  -5.6f, 2.3f};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         using Levels = EvenLevels<-4, 3>;
         ScaleK<Levels, 16, -32> k;
-        k.fit(tile, w, ends, 2, 2);
+        k.fit(tile, w, ends, 3, 3);
         k.encode(tile, 108);
         for (int j = 0; j < 16; ++j) to_codes<Levels>(tile, 16 * j, 16, k.d * k.scale[j]);
         put_high_bit(tile, 4.0f, 0);
@@ -100,12 +100,13 @@ struct QuantizeQ3K {
 
 struct QuantizeQ6K {
     static constexpr int size = 256, bytes = 210;
-    static constexpr float ends[] = {-32.0f, 31.0f, -31.0f, -33.0f, 31.5f, -30.4f, -32.4f, 30.5f};
+    static constexpr float ends[] = {-32.0f, 31.0f, -31.0f, -33.0f, 31.5f,  -30.4f, -32.4f, 30.5f,
+                                     -31.5f, 30.0f, -29.7f, 32.0f,  -33.6f, 29.4f,  -29.0f, 31.2f};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         using Levels = EvenLevels<-32, 31>;
         ScaleK<Levels, 16, -128> k;
-        k.fit(tile, w, ends, 1, 1);
+        k.fit(tile, w, ends, 2, 3);
         k.encode(tile, 208);
         for (int j = 0; j < 16; ++j) {
             to_codes<Levels>(tile, 16 * j, 16, k.d * k.scale[j]);
@@ -133,7 +134,7 @@ struct QuantizeIq4Xs {
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         ScaleK<Iq4Levels, 8, -32> k;
-        k.fit(tile, w, QuantizeIq4Nl::ends, 1, 2);
+        k.fit(tile, w, QuantizeIq4Nl::ends, 3, 3);
         k.encode(tile, 0);
         Lanes high[8], low[8];
         for (int j = 0; j < 8; ++j) {

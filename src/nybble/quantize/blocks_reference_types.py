@@ -40,10 +40,18 @@ Reference = Callable[[Floats, Floats | None], Floats]
 Q4_0 = (-8.0, 7.5, -7.4, -8.6, -6.8, 6.8, -7.7, -8.3, 7.1, 7.9, -9.2, 8.4)
 Q5_0 = (-16.0, 15.5, -15.2, -16.6, -14.6, 14.6, -15.6, -16.3, 15.1, 15.9, -17.2, 16.4)
 Q8_0 = (-128.0, 127.0, -127.5, 127.5, -126.5, -128.5)
-IQ4 = (-127.0, 113.0, -118.0, 107.0, -110.0, 120.0, -134.0, 100.0, -122.0, 116.0, -103.0, -114.0)
+IQ4 = (
+    -127.0, 113.0, -118.0, 107.0, -110.0, 120.0, -134.0, 100.0, -122.0, 116.0, -103.0, -114.0, 96.0, -106.0,
+    104.0, -98.0, 110.0, -130.0, 124.0, -142.0, 92.0, -94.0, 88.0, -88.0,
+)  # fmt: skip
 Q2_0 = (2.0, -2.0, 1.7, -1.7, 1.4, -1.4, 2.5, -2.5, 3.0, -3.0, 2.2, -2.2, 1.0, -1.0, 3.5, -3.5)
-Q3_K = (-4.0, 3.5, -3.5, -4.5, 3.0, -3.0, 4.0, -5.0, -4.2, 3.8, 2.6, -2.7)
-Q6_K = (-32.0, 31.0, -31.0, -33.0, 31.5, -30.4, -32.4, 30.5)
+Q3_K = (
+    -4.0, 3.5, -3.5, -4.5, 3.0, -3.0, 4.0, -5.0, -4.2, 3.8, 2.6, -2.7, -3.8, 3.2, -3.2, 2.8, -2.4, 4.4,
+    -5.6, 2.3,
+)  # fmt: skip
+Q6_K = (
+    -32.0, 31.0, -31.0, -33.0, 31.5, -30.4, -32.4, 30.5, -31.5, 30.0, -29.7, 32.0, -33.6, 29.4, -29.0, 31.2,
+)  # fmt: skip
 TERNARY = (1.0, 1.6, 2.2, 2.8, 3.7, 5.5)
 
 # -- candidates for scale and minimum ------------------------------------------------------------------
@@ -56,11 +64,8 @@ MANY: tuple[Candidate, ...] = (
 )  # fmt: skip
 Q2_K: tuple[Candidate, ...] = (
     (0.0, 0.0), (0.3, -0.15), (0.6, -0.3), (0.9, -0.45), (0.5, 0.0), (0.5, -0.5), (1.0, 0.0), (1.0, -1.0),
-    (-0.3, 0.15), (1.2, -0.6),
-)  # fmt: skip
-Q4_K: tuple[Candidate, ...] = (
-    (0.0, 0.0), (0.6, -0.3), (0.5, 0.0), (0.5, -0.5), (1.2, -0.6), (1.0, 0.0), (1.0, -1.0), (-0.4, 0.2),
-    (1.8, -0.9), (2.4, -1.2),
+    (-0.3, 0.15), (1.2, -0.6), (1.5, 0.0), (1.5, -1.5), (0.75, -0.75), (0.75, 0.0), (0.25, 0.0),
+    (0.25, -0.25), (1.5, -0.75), (1.0, -0.5), (2.0, -1.0), (-0.6, 0.3),
 )  # fmt: skip
 
 MXFP4_SCALES = (0.125, 0.25, 0.0625)
@@ -173,13 +178,13 @@ REFERENCES: Mapping[str, Reference] = {
     "q4_1": partial(_with_minimum, high=15),
     "q5_1": partial(_with_minimum, high=31),
     "q2_k": partial(
-        affine_super_block, candidates=Q2_K, sub_block=16, high=3, most=15, neighbours=1, polish=2, rounds=3
+        affine_super_block, candidates=Q2_K, sub_block=16, high=3, most=15, neighbours=1, polish=4, rounds=3
     ),
     "q4_k": partial(
-        affine_super_block, candidates=Q4_K, sub_block=32, high=15, most=63, neighbours=1, polish=2, rounds=3
+        affine_super_block, candidates=MANY, sub_block=32, high=15, most=63, neighbours=1, polish=4, rounds=3
     ),
     "q5_k": partial(
-        affine_super_block, candidates=Q4_K, sub_block=32, high=31, most=63, neighbours=1, polish=2, rounds=3
+        affine_super_block, candidates=MANY, sub_block=32, high=31, most=63, neighbours=1, polish=4, rounds=3
     ),
     "q3_k": partial(
         scale_super_block,
@@ -187,8 +192,8 @@ REFERENCES: Mapping[str, Reference] = {
         ends=Q3_K,
         sub_block=16,
         least_scale=-32,
-        polish=2,
-        rounds=2,
+        polish=3,
+        rounds=3,
     ),
     "q6_k": partial(
         scale_super_block,
@@ -196,12 +201,12 @@ REFERENCES: Mapping[str, Reference] = {
         ends=Q6_K,
         sub_block=16,
         least_scale=-128,
-        polish=1,
-        rounds=1,
+        polish=2,
+        rounds=3,
     ),
     "iq4_nl": partial(_one_scale, levels=iq4_levels, ends=IQ4),
     "iq4_xs": partial(
-        scale_super_block, levels=iq4_levels, ends=IQ4, sub_block=32, least_scale=-32, polish=1, rounds=2
+        scale_super_block, levels=iq4_levels, ends=IQ4, sub_block=32, least_scale=-32, polish=3, rounds=3
     ),
     **{name: partial(_codebook, name=name) for name in CODEBOOKS},
     "mxfp4": _mxfp4,
