@@ -46,8 +46,10 @@ template <bool below_zero>
 NYBBLE_NOINLINE void solve_affine(const AffineSums& s, Lanes total, Lanes per_total, Lanes u, Lanes low,
                                   Lanes& scale, Lanes& offset, Lanes& gain) {
     const Lanes numerator = s.uq - s.q * (u * per_total);
-    const Lanes spread = s.qq - s.q * (s.q * per_total);
-    scale = ratio(numerator, spread);
+    // Where one code has nearly all the weight, what is left is rounding noise: no scale then.
+    const Lanes difference = s.qq - s.q * (s.q * per_total);
+    const Mask known = Lanes::less(s.qq * lanes(2e-5f), difference);
+    scale = Lanes::select(known, ratio(numerator, difference), lanes(0.0f));
     offset = (u - scale * s.q) * per_total;
     gain = u * (u * per_total) + scale * numerator;
     if (below_zero) {

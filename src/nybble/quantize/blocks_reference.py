@@ -216,7 +216,9 @@ def search_affine(
             sums = affine_sums(x, w, high, low=low, per_code=per_code, shift=Zero - offset * per_code)
         q, qq, uq = sums
         numerator = uq - q * (u * per_total)
-        new_scale = ratio(numerator, qq - q * (q * per_total))
+        # Where one code has nearly all the weight, what is left is rounding noise: no scale then.
+        difference = qq - q * (q * per_total)
+        new_scale = np.where(qq * np.float32(2e-5) < difference, ratio(numerator, difference), Zero)
         new_offset = (u - new_scale * q) * per_total
         new_gain = u * (u * per_total) + new_scale * numerator
         if below_zero:
