@@ -90,7 +90,8 @@ def compare(
     def peer() -> Bytes:
         return theirs.quantize(values, name, importance, arguments.threads)
 
-    # Codebooks take long: once is enough.
+    # Codebooks take long: once is enough; making llama.cpp's tables does not count.
+    theirs.prepare(name)
     repeat = 1 if name.startswith("iq") else arguments.repeat
     their_error, their_ns = measured(peer, values, name, importance, clock, repeat)
     row["of llama.cpp's"] = round(error / their_error, 4)

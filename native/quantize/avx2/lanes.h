@@ -41,6 +41,10 @@ struct Lanes {
     static NYBBLE_ALWAYS_INLINE Lanes abs(Lanes a) {
         return {_mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)))};
     }
+    static NYBBLE_ALWAYS_INLINE Lanes max_magnitude(Lanes a, Lanes b) {
+        return {
+            _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(abs(a).v), _mm256_castps_si256(b.v)))};
+    }
     static NYBBLE_ALWAYS_INLINE Lanes nearest(Lanes a) {
         return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
     }

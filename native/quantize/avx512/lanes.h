@@ -36,6 +36,10 @@ struct Lanes {
     static NYBBLE_ALWAYS_INLINE Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
     static NYBBLE_ALWAYS_INLINE Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
     static NYBBLE_ALWAYS_INLINE Lanes abs(Lanes a) { return {_mm512_abs_ps(a.v)}; }
+    static NYBBLE_ALWAYS_INLINE Lanes max_magnitude(Lanes a, Lanes b) {
+        return {
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(abs(a).v), _mm512_castps_si512(b.v)))};
+    }
     static NYBBLE_ALWAYS_INLINE Lanes nearest(Lanes a) { return {_mm512_roundscale_ps(a.v, 0x08)}; }
     static NYBBLE_ALWAYS_INLINE Mask less(Lanes a, Lanes b) {
         return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};

@@ -110,7 +110,7 @@ constexpr AffineCandidate many_candidates[] = {
 // q4_1 and q5_1 differ in the highest code.
 template <int high, bool weighted, class T>
 NYBBLE_NOINLINE void encode_with_minimum(T& tile, Weights<weighted> w) {
-    static constexpr AffineCandidate few[] = {{0.0f, 0.0f}, {0.6f, -0.3f}};
+    static constexpr AffineCandidate few[] = {{0.4f, -0.2f}};
     const AffineFit fit =
         weighted ? search_affine<false>(tile.x, w, 32, static_cast<float>(high), many_candidates, 4)
                  : search_affine<false>(tile.x, w, 32, static_cast<float>(high), few, 1);

@@ -64,13 +64,9 @@ struct Tile {
     // False if a value is not finite.
     bool load(const float* const* rows) {
         Lanes::transpose(rows, size, x);
-        Lanes largest = lanes(0.0f), nothing = lanes(0.0f);
-        for (int i = 0; i < size; ++i) {
-            const Lanes value = at(i);
-            largest = Lanes::max(Lanes::abs(value), largest);
-            nothing = nothing + (value - value);  // not a number where the value is not finite
-        }
-        if (Lanes::any(Lanes::unordered(nothing))) return false;
+        Lanes largest = lanes(0.0f);
+        for (int i = 0; i < size; ++i) largest = Lanes::max_magnitude(at(i), largest);
+        if (Lanes::any(Lanes::unordered(largest - largest))) return false;
         // 2^127 has no inverse that is normal; subnormal blocks are as good as zero.
         const Lanes power = Lanes::min(Lanes::power_of_two(largest), lanes(0x1p126f));
         unit = Lanes::select(Lanes::less(lanes(0.0f), power), power, lanes(1.0f));

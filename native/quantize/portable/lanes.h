@@ -76,6 +76,14 @@ struct Lanes {
         for (int i = 0; i < N; ++i) a.v[i] = bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffU);
         return a;
     }
+    // The larger of |a| and b >= 0, by their bits: what is not a number is the largest of all.
+    static NYBBLE_ALWAYS_INLINE Lanes max_magnitude(Lanes a, Lanes b) {
+        for (int i = 0; i < N; ++i) {
+            const uint32_t x = float_to_bits(a.v[i]) & 0x7fffffffU, y = float_to_bits(b.v[i]);
+            a.v[i] = bits_to_float(x > y ? x : y);
+        }
+        return a;
+    }
     // To the nearest integer, ties to even; |a| < 2^22.
     static NYBBLE_ALWAYS_INLINE Lanes nearest(Lanes a) {
         for (int i = 0; i < N; ++i) a.v[i] = (a.v[i] + 12582912.0F) - 12582912.0F;
