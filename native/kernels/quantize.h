@@ -16,16 +16,33 @@ struct AffineFormat {
     bool has_zero_point;
 };
 
-// Writes `groups` encoded groups. `scratch` holds 2 * group_size floats. False if a scale does not fit
-// its type. Every level gives the same bits: sums are in float64, in eight lanes, without contraction.
-using QuantizeGroups = bool (*)(const float* values, int64_t groups, const AffineFormat& format,
-                                float* scratch, uint8_t* out);
+// Which steps between codes are tried for a group.
+enum class StepSearch : int32_t {
+    none,    // one: the largest value, or the range, gets the outermost codes
+    narrow,  // down to about 0.8 of it
+    wide,    // down to 0.2 of it: groups of hundreds of values, or weighted ones
+};
 
-bool quantize_groups_portable(const float* values, int64_t groups, const AffineFormat& format, float* scratch,
-                              uint8_t* out);
+// What is rounded, and what for.
+struct GroupTask {
+    const float* values;      // groups * group_size, finite
+    const float* importance;  // null, or what a squared error counts in each column: above 0
+    int64_t columns;          // elements of `importance`, a multiple of group_size
+    int64_t groups;
+    uint8_t* out;    // encoded groups, or null
+    float* rounded;  // what they stand for, or null
+};
+
+// Rounds groups. `scratch` holds 2 * group_size floats. False if a scale does not fit its type. Every
+// level gives the same bits: sums are in float64, in eight lanes, without contraction.
+using QuantizeGroups = bool (*)(const GroupTask& task, const AffineFormat& format, StepSearch search,
+                                float* scratch);
+
+bool quantize_groups_portable(const GroupTask& task, const AffineFormat& format, StepSearch search,
+                              float* scratch);
 #if NYBBLE_X86
-bool quantize_groups_avx2(const float* values, int64_t groups, const AffineFormat& format, float* scratch,
-                          uint8_t* out);
+bool quantize_groups_avx2(const GroupTask& task, const AffineFormat& format, StepSearch search,
+                          float* scratch);
 #endif
 
 QuantizeGroups quantize_groups_of(Isa isa);

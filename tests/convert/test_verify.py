@@ -117,7 +117,9 @@ def test_a_broken_record_of_blocks_is_refused(tmp_path: Path) -> None:
         entry["pieces"] = [[-1, 1, 2**60]]
     path.write_text(json.dumps(content))
     report = convert(tmp_path / "folder", tmp_path / "again.gguf", to="gguf")
-    assert "q6_k" not in {tensor.target for tensor in report.tensors}
+    # Quantizing the values anew may give blocks of the same values; that is right, and uses no record.
+    assert not [tensor for tensor in report.tensors if "rebuilt" in tensor.how]
+    assert {tensor.relation for tensor in report.tensors} == {"exact"}
 
 
 def test_what_a_manifest_says(made: Path) -> None:

@@ -3,9 +3,9 @@
 
 namespace nybble {
 
-bool quantize_groups_portable(const float* values, int64_t groups, const AffineFormat& format, float* scratch,
-                              uint8_t* out) {
-    return quantize_groups(values, groups, format, scratch, out);
+bool quantize_groups_portable(const GroupTask& task, const AffineFormat& format, StepSearch search,
+                              float* scratch) {
+    return quantize_groups(task, format, search, scratch);
 }
 
 QuantizeGroups quantize_groups_of(Isa isa) {

@@ -83,6 +83,9 @@ _LAYOUTS: Mapping[str, _Layout] = {
     ),
 }
 
+_DEFINED = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
+"""Encodings whose quantizer is defined for good: what it gives today it gives with any later version."""
+
 REBUILDABLE = frozenset(_LAYOUTS)
 """Encodings that ``keep`` can make a record of."""
 
@@ -151,7 +154,7 @@ def kept(encoding: Encoding, values: Floats, data: Bytes) -> Record:
     """The smallest record with which ``rebuilt`` gives ``data`` back; values and data: flat."""
     blocks = data.reshape(-1, encoding.block_bytes)
     records = []
-    if encoding.quantize is not None:
+    if encoding.quantize is not None and encoding.name in _DEFINED:
         with suppress(ValueError):  # values that are not finite
             records.append(_record(blocks, encoding.quantize(values), None))
     if not records or records[0].places.size:

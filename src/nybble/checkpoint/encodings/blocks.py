@@ -23,13 +23,16 @@ def block_encoding(
     decode: Callable[[Bytes], Floats],
     encode: Callable[[Floats], Bytes] | None = None,
     *,
+    native: bool = False,
     ggml_type: int,
     layout: str,
     source: str,
 ) -> Encoding:
     """A row of the table from functions on whole blocks.
 
-    ``decode`` maps uint8 (n, block_bytes) to float32 (n, block_size), ``encode`` the reverse.
+    ``decode`` maps uint8 (n, block_bytes) to float32 (n, block_size), ``encode`` the reverse, by which
+    GGUF's own tools define it. ``native``: there is no such definition, and the native core's search for
+    the blocks of smallest squared error is the quantizer (``nybble.quantize.blocks``).
     """
     step = max(1, _CHUNK // block_size)
 
@@ -47,7 +50,6 @@ def block_encoding(
         return out.reshape(-1)
 
     def quantize(values: Floats) -> Bytes:
-        assert encode is not None
         flat = np.asarray(values, dtype=np.float32).reshape(-1)
         if flat.size % block_size:
             raise ValueError(
@@ -56,8 +58,18 @@ def block_encoding(
         if not np.isfinite(flat).all():
             bad = int(np.flatnonzero(~np.isfinite(flat))[0])
             raise ValueError(f"{name}: element {bad} is {flat[bad]}; only finite values can be quantized")
-        rows = flat.reshape(-1, block_size)
+        rows = np.ascontiguousarray(flat.reshape(-1, block_size))
         out = np.empty((len(rows), block_bytes), dtype=np.uint8)
+        if encode is None:
+            from nybble import _core
+
+            wrong = _core.quantize_blocks(name, rows, None, 1, out.reshape(-1))
+            if wrong:
+                largest = np.abs(flat).max()
+                raise ValueError(
+                    f"{name}: a scale does not fit in float16; the largest magnitude is {largest:g}"
+                )
+            return out.reshape(-1)
         for start in range(0, len(rows), step):
             out[start : start + step] = encode(rows[start : start + step])
         return out.reshape(-1)
@@ -67,7 +79,7 @@ def block_encoding(
         block_size=block_size,
         block_bytes=block_bytes,
         dequantize=dequantize,
-        quantize=None if encode is None else quantize,
+        quantize=quantize if encode is not None or native else None,
         layout=layout,
         source=source,
         ggml_type=ggml_type,

@@ -147,6 +147,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         66,
         _decode_iq2_xxs,
+        native=True,
         ggml_type=16,
         layout="""\
  0      2                66
@@ -160,6 +161,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         74,
         _decode_iq2_xs,
+        native=True,
         ggml_type=17,
         layout="""\
  0      2                66       74
@@ -173,6 +175,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         82,
         _decode_iq2_s,
+        native=True,
         ggml_type=22,
         layout="""\
  0      2          34         66     74       82
@@ -187,6 +190,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         98,
         _decode_iq3_xxs,
+        native=True,
         ggml_type=18,
         layout="""\
  0      2                66           98
@@ -200,6 +204,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         110,
         _decode_iq3_s,
+        native=True,
         ggml_type=21,
         layout="""\
  0      2                66     74           106      110
@@ -214,6 +219,7 @@ ROWS: tuple[Encoding, ...] = (
         32,
         18,
         _decode_iq4_nl,
+        native=True,
         ggml_type=20,
         layout="""\
  0      2                18
@@ -226,6 +232,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         136,
         _decode_iq4_xs,
+        native=True,
         ggml_type=23,
         layout="""\
  0      2      4      8                136

@@ -89,6 +89,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         84,
         _decode_q2_k,
+        native=True,
         ggml_type=10,
         layout="""\
  0        16               80     82     84
@@ -103,6 +104,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         110,
         _decode_q3_k,
+        native=True,
         ggml_type=11,
         layout="""\
  0       32         96       108    110
@@ -118,6 +120,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         144,
         _decode_q4_k,
+        native=True,
         ggml_type=12,
         layout="""\
  0      2      4        16               144
@@ -135,6 +138,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         176,
         _decode_q5_k,
+        native=True,
         ggml_type=13,
         layout="""\
  0      2      4        16       48               176
@@ -148,6 +152,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         210,
         _decode_q6_k,
+        native=True,
         ggml_type=14,
         layout="""\
  0              128        192      208    210

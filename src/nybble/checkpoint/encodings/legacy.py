@@ -191,6 +191,7 @@ ROWS: tuple[Encoding, ...] = (
         128,
         18,
         lambda blocks: f16(blocks, 0) * -signs_of(blocks[:, 2:]),
+        native=True,
         ggml_type=41,
         layout="""\
  0      2                18
@@ -203,6 +204,7 @@ ROWS: tuple[Encoding, ...] = (
         64,
         18,
         lambda blocks: f16(blocks, 0) * (fields(blocks[:, 2:], 2).astype(np.float32) - np.float32(1)),
+        native=True,
         ggml_type=42,
         layout="""\
  0      2                18

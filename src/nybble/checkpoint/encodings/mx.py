@@ -48,6 +48,7 @@ ROWS: tuple[Encoding, ...] = (
         32,
         17,
         _decode_mxfp4,
+        native=True,
         ggml_type=39,
         layout="""\
  0   1                17
@@ -61,6 +62,7 @@ ROWS: tuple[Encoding, ...] = (
         64,
         36,
         _decode_nvfp4,
+        native=True,
         ggml_type=40,
         layout="""\
  0          4                    36

@@ -41,6 +41,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         54,
         _decode_tq1_0,
+        native=True,
         ggml_type=34,
         layout="""\
  0                 48     52     54
@@ -56,6 +57,7 @@ ROWS: tuple[Encoding, ...] = (
         256,
         66,
         _decode_tq2_0,
+        native=True,
         ggml_type=35,
         layout="""\
  0                 64     66
