@@ -52,11 +52,9 @@ _RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
 
 FALLBACKS: Mapping[str, str] = {
     **dict.fromkeys(
-        ("q2_k", "q3_k", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s", "iq1_m", "iq4_xs"),
-        "iq4_nl",
+        ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
     ),
-    "tq1_0": "q4_0",
-    "tq2_0": "q4_0",
+    **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0"),
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",
@@ -110,7 +108,7 @@ class Recipe:
             rule for rule in self.rules if rule.fits(name, layer=layer, config=config, importance=importance)
         )
         wanted = next((rule.encoding for rule in fitting), self.encoding)
-        return _dividing(wanted, tensor)
+        return _dividing(wanted, tensor, output=name == OUTPUT)
 
 
 def in_layers(which: str, layer: int, config: ModelConfig) -> bool:
@@ -234,10 +232,9 @@ def _called(name: str, config: ModelConfig) -> str:
     return name
 
 
-def _dividing(wanted: str, tensor: Tensor) -> str:
+def _dividing(wanted: str, tensor: Tensor, *, output: bool) -> str:
     """The wanted encoding, or what takes its place where it does not divide the rows."""
-    name: str | None = wanted
-    for name in _chain(wanted):
+    for name in _chain(wanted, output):
         if tensor.shape[-1] % encoding(name).block_size == 0:
             return name
     raise UnsupportedError(
@@ -246,11 +243,11 @@ def _dividing(wanted: str, tensor: Tensor) -> str:
     )
 
 
-def _chain(name: str) -> Iterator[str]:
+def _chain(name: str, output: bool) -> Iterator[str]:
     """The encoding and what takes its place, the last one float16 where blocks are GGUF's."""
     yield name
     if name in FALLBACKS:
-        yield FALLBACKS[name]
+        yield "q8_0" if output else FALLBACKS[name]
     if encoding(name).ggml_type is not None:
         yield "f16"
 
