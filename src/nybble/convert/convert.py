@@ -37,6 +37,7 @@ from nybble.convert.manifest import (
 from nybble.convert.plan import TensorPlan, make_plan, planned_size
 from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
+from nybble.convert.rounding import Rounding
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
@@ -70,6 +71,7 @@ def convert(
     base: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
+    rounding: Rounding | None = None,
 ) -> Report:
     """Converts a model, or a LoRA adapter; exactly, unless told otherwise.
 
@@ -90,6 +92,7 @@ def convert(
         base: where ``source`` is a LoRA adapter, the model that it belongs to; see ``convert_adapter``.
         progress: called with what is going on; see ``nybble.hub.progress``.
         offline: True: never download the source; None: what the environment says.
+        rounding: what makes the blocks of tensors that are rounded; None: each encoding's own rounding.
 
     Returns:
         What was done to each tensor. The same is in the manifest beside the output.
@@ -144,7 +147,7 @@ def convert(
         notes += _notes(read)
         plans = make_plan(ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
-        worker = _Worker(read, plans, restored.rebuilt, place, stage.path)
+        worker = _Worker(read, plans, restored.rebuilt, place, stage.path, rounding)
         converted = replace(ordered, tensors=worker.tensors())
         try:
             meter = _meter(progress, output.name, planned_size(plans))
@@ -154,9 +157,13 @@ def convert(
         files = [*files, *worker.finish()]
         outputs = _hash_outputs(files, stage, output, progress)
         manifest = Manifest(
-            inputs=(*inputs, *merge.inputs),
+            inputs=(*inputs, *merge.inputs, *(() if rounding is None else rounding.inputs)),
             outputs=outputs,
-            recipe={**_recipe(to, choice, method, quantization, split_bytes), **merge.recipe},
+            recipe={
+                **_recipe(to, choice, method, quantization, split_bytes),
+                **merge.recipe,
+                **({} if rounding is None else rounding.recipe),
+            },
             tensors=tensor_entries(worker.reports()),
             carried=carried.carried_from(
                 merge.checkpoint,
@@ -203,7 +210,9 @@ class _Worker:
         rebuilt: frozenset[str],
         place: Destination,
         stage: Path,
+        rounding: Rounding | None,
     ) -> None:
+        self._rounding = rounding
         self._read = read
         self._plans = plans
         self._rebuilt = rebuilt
@@ -237,6 +246,7 @@ class _Worker:
                 how=plan.relation.how,
                 done=None if exact else self._note(plan.tensor.name),
                 look=self._look(plan) if exact and plan.target.block_size == 1 else None,
+                quantize=None if exact or self._rounding is None else self._rounding.of(tensor, plan.target),
             )
         return _releasing(tensor)
 

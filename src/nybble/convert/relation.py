@@ -36,6 +36,8 @@ from nybble.convert.transcode import ggml_affine
 from nybble.errors import ConversionError
 from nybble.formats.mapping import release_pages
 
+Quantize = Callable[[Floats], Bytes]
+"""Flat float32 of whole rows as flat uint8 of whole blocks."""
 Kind = Literal["exact", "lossy", "refused"]
 
 PLAIN_FLOATS = ("f32", "f16", "bf16")
@@ -117,6 +119,7 @@ def recoded(
     how: str = "quantized",
     done: Callable[[ValueErrors], None] | None = None,
     look: Callable[[], Look | None] | None = None,
+    quantize: Quantize | None = None,
 ) -> Tensor:
     """The tensor in another encoding, computed when its data is asked for.
 
@@ -127,6 +130,7 @@ def recoded(
             by the values.
         done: gets the differences of the values each time that the data was computed.
         look: called each time that the data is computed; what it returns, if anything, sees the pieces.
+        quantize: makes the blocks of whole rows in place of the encoding's own rounding.
 
     The data raises ConversionError where a value does not fit in the target at all.
     """
@@ -146,7 +150,7 @@ def recoded(
             elif how == "scales rounded":
                 encoded = _with_rounded_scales(tensor, part, target)
             else:
-                encoded = _quantized(tensor, values, target)
+                encoded = _quantized(tensor, values, target, quantize)
             errors = ValueErrors()
             if done is not None:
                 errors = ValueErrors.of(values, target.dequantize(encoded))
@@ -238,10 +242,11 @@ def _with_rounded_scales(tensor: Tensor, part: Bytes, target: Encoding) -> Bytes
     return join(replace(parts, scales=rounded(parts.scales), minima=minima), form)
 
 
-def _quantized(tensor: Tensor, values: Floats, target: Encoding) -> Bytes:
-    assert target.quantize is not None
+def _quantized(tensor: Tensor, values: Floats, target: Encoding, quantize: Quantize | None = None) -> Bytes:
+    chosen = quantize or target.quantize
+    assert chosen is not None
     try:
-        encoded = target.quantize(values)
+        encoded = chosen(values)
     except ValueError as error:
         raise ConversionError(f"{tensor.name}: {error}") from error
     if target.block_size == 1:

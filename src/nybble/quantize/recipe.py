@@ -51,9 +51,7 @@ _RECIPE_KEYS = {"description", "to", "encoding", "method", "rules"}
 _RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
 
 FALLBACKS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
-    ),
+    **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
     **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0"),
     "q4_k": "q5_0",
     "q5_k": "q5_1",
