@@ -164,11 +164,11 @@ def test_tied_matrices_part(changed: str, tmp_path: Path) -> None:
 def test_an_encoding_without_a_quantizer() -> None:
     from support.random_checkpoints import random_checkpoint
 
-    base = random_checkpoint(WIDE, weights="iq4_xs")
+    base = random_checkpoint(WIDE, weights="iq1_s")
     adapter = random_adapter(WIDE)
     with pytest.raises(ConversionError, match="quantized weights"):
         merge_adapters(base, {adapter: 1.0})
-    with pytest.raises(ConversionError, match="cannot quantize it to iq4_xs"):
+    with pytest.raises(ConversionError, match="cannot quantize it to iq1_s"):
         merge_adapters(base, {adapter: 1.0}, encoding="own")
 
 

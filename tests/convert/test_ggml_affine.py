@@ -167,6 +167,16 @@ def affine(kind: str, seed: int, highest: int, zero: tuple[int, int] | None = No
     return join(AffineParts(codes, scales.view(np.uint8).reshape(groups, 1, -1), points), form)
 
 
+def assert_there_and_back(data: Bytes, kind: str, target: str, columns: int) -> None:
+    """The same values, bit for bit, in the target and back in the first encoding."""
+    there = transcode(data, kind, target, columns)
+    assert not isinstance(there, Inexact), there
+    np.testing.assert_array_equal(bits(kind, data), bits(target, there))
+    back = transcode(there, target, kind, columns)
+    assert not isinstance(back, Inexact), back
+    np.testing.assert_array_equal(bits(kind, data), bits(kind, back))
+
+
 @pytest.mark.parametrize(
     ("kind", "target", "highest", "zero"),
     [
@@ -184,12 +194,7 @@ def test_there_and_back_again(
     kind: str, target: str, highest: int, zero: tuple[int, int] | None, seed: int
 ) -> None:
     data = affine(kind, seed, highest, zero)
-    there = transcode(data, kind, target, COLUMNS)
-    assert not isinstance(there, Inexact), there
-    np.testing.assert_array_equal(bits(kind, data), bits(target, there))
-    back = transcode(there, target, kind, COLUMNS)
-    assert not isinstance(back, Inexact), back
-    np.testing.assert_array_equal(bits(kind, data), bits(kind, back))
+    assert_there_and_back(data, kind, target, COLUMNS)
 
 
 @pytest.mark.parametrize(("kind", "target"), [("q4_k", "int4_g32_f32_z"), ("q5_k", "int8_g32_f32_z")])
@@ -207,13 +212,7 @@ def test_k_types_whose_minima_are_multiples(kind: str, target: str, seed: int) -
     data[:, 4:8] = scales[:, :4] | ((scales[:, 4:] >> 4) << 6)
     data[:, 8:12] = minima[:, :4] | ((minima[:, 4:] >> 4) << 6)
     data[:, 12:16] = (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)
-    flat = data.reshape(-1)
-    there = transcode(flat, kind, target, 256)
-    assert not isinstance(there, Inexact), there
-    np.testing.assert_array_equal(bits(kind, flat), bits(target, there))
-    back = transcode(there, target, kind, 256)
-    assert not isinstance(back, Inexact), back
-    np.testing.assert_array_equal(bits(kind, flat), bits(kind, back))
+    assert_there_and_back(data.reshape(-1), kind, target, 256)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +238,7 @@ def test_k_types_with_any_minima_are_found_again(kind: str, target: str, raw: By
     data = blocks(kind, raw)
     if zeros:
         data.reshape(-1, encoding(kind).block_bytes)[:, 8:12] = 0
-    there = transcode(data, kind, target, COLUMNS)
-    assert not isinstance(there, Inexact), there
-    np.testing.assert_array_equal(bits(kind, data), bits(target, there))
-    back = transcode(there, target, kind, COLUMNS)
-    assert not isinstance(back, Inexact), back
-    np.testing.assert_array_equal(bits(kind, data), bits(kind, back))
+    assert_there_and_back(data, kind, target, COLUMNS)
 
 
 @pytest.mark.parametrize(("kind", "target"), [("q4_k", "int4_g32_f32_m"), ("q5_k", "int8_g32_f32_m")])

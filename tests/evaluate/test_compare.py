@@ -351,3 +351,14 @@ def test_specs_as_objects(folder: Path) -> None:
     spec = ModelSpec(str(folder / "f32.gguf"), options={"threads": 1}, label="mine")
     found = evaluate([spec], text=folder / "text.txt", window=WINDOW, speed=False)
     assert found.reference.label == "mine" and found.reference.threads == 1
+
+
+def test_a_worker_runs_this_very_nybble(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nybble").mkdir()
+    (tmp_path / "nybble" / "__init__.py").write_text("raise SystemExit('another nybble')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Worker("it") as worker:
+        facts = worker.ask("load", path=str(folder / "f32.gguf"), device="cpu", options={}, context_length=64)
+    assert facts["vocab_size"] == 101

@@ -13,7 +13,6 @@ in nats. Source: S. Kullback, R. A. Leibler, "On Information and Sufficiency" (1
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -74,6 +73,8 @@ def measure(
     Raises:
         ValueError: shapes differ.
     """
+    from nybble import _core
+
     rows, vocabulary = reference.shape
     if any(other.shape != reference.shape for other in others) or len(targets) != rows:
         raise ValueError(
@@ -89,7 +90,7 @@ def measure(
             reference[part], [other[part] for other in others], wanted[part], [_cut(r, part) for r in result]
         )
 
-    count = min(threads or available_cores(), -(-rows // size))
+    count = min(threads or _core.default_threads(), -(-rows // size))
     if count <= 1:
         for start in range(0, rows, size):
             work(start)
@@ -103,13 +104,6 @@ def log_likelihoods(logits: Logits, targets: Sequence[int]) -> tuple[Floats, npt
     """Log-probability of each row's target in nats, and whether it is the row's most probable token."""
     (rows,) = measure(logits, [], targets)
     return -rows.nll, rows.best == np.asarray(targets)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cut(rows: Rows, part: slice) -> Rows:

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+import nybble
 from nybble import errors
 from nybble.errors import NybbleError
 
@@ -152,5 +153,11 @@ def _error(label: str, answer: dict[str, Any]) -> NybbleError:
 
 
 def _search_path() -> list[str]:
-    """This process's ``sys.path`` with full names: the child's working folder is nobody's promise."""
-    return [os.path.abspath(path) for path in sys.path]
+    """This process's ``sys.path`` with full names: the child's working folder is nobody's promise.
+
+    Paths that hold another nybble than this one are left out: they may have been added since it was imported.
+    """
+    own = os.path.dirname(os.path.dirname(os.path.abspath(nybble.__file__)))
+    paths = [os.path.abspath(path) for path in sys.path]
+    kept = [path for path in paths if path == own or not os.path.isdir(os.path.join(path, "nybble"))]
+    return kept if own in kept else [*kept, own]

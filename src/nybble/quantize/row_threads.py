@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+from nybble import _core
+
 _PARTS_A_THREAD = 4  # so that a thread that the system slows down takes fewer
 _LEAST_ROWS = 16
 
@@ -24,7 +26,7 @@ def over_rows(work: Callable[[int, int], None], rows: int, threads: int | None =
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; at least 1 is needed")
-    count = default_threads() if threads is None else threads
+    count = _core.default_threads() if threads is None else threads
     step = max(_LEAST_ROWS, -(-rows // (_PARTS_A_THREAD * count)))
     starts = range(0, rows, step)
     if count == 1 or len(starts) <= 1:
@@ -35,13 +37,6 @@ def over_rows(work: Callable[[int, int], None], rows: int, threads: int | None =
     problems = [problem for future in futures if (problem := future.exception()) is not None]
     if problems:
         raise problems[0]
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    from nybble import _core
-
-    return int(_core.default_threads())
 
 
 @lru_cache(maxsize=4)
