@@ -26,6 +26,7 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig, RopeConfig
 from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Tensor
+from nybble.text.tokenizer import TokenizerSource
 
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 3072, 8192, 32064, 32
 CONVERSIONS = {
@@ -45,7 +46,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak, "relat
 """
 
 
-def make_folder(folder: Path, layers: int) -> None:
+def make_folder(folder: Path, layers: int, tokenizer: TokenizerSource | None = None) -> None:
     """A Hugging Face folder of the shapes; one tensor at a time is in memory."""
     from nybble.formats.huggingface.writer import write_huggingface_folder
 
@@ -94,7 +95,7 @@ def make_folder(folder: Path, layers: int) -> None:
 
     folder.mkdir(parents=True)
     tensors = {name: tensor(name, shape) for name, shape in shapes.items()}
-    write_huggingface_folder(Checkpoint(config, tensors, name="random"), folder)
+    write_huggingface_folder(Checkpoint(config, tensors, tokenizer, name="random"), folder)
 
 
 def measure(source: Path, target: Path, options: dict[str, object]) -> dict[str, float]:

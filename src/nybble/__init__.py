@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nybble.generate.reply import Reply as Reply
     from nybble.loading import load as load
     from nybble.model import Model as Model
+    from nybble.quantize.quantize import quantize as quantize
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _WHERE = {
     "Model": "nybble.model",
 }
 
-_PACKAGES = ("convert", "evaluate")
+_PACKAGES = ("convert", "evaluate", "quantize")
 """Packages that are functions too: ``nybble.convert(...)``, and ``nybble.convert.verify`` beside it."""
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "convert",
     "evaluate",
     "load",
+    "quantize",
 ]
 
 

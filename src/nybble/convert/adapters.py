@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -48,7 +48,9 @@ class Merge:
     choice: Choice
     """The caller's, with the encodings that changed tensors had wherever the caller names none."""
     names: frozenset[str] = frozenset()
-    """Tensors that are not what the source has."""
+    """Tensors that adapters changed."""
+    made: frozenset[str] = frozenset()
+    """Tensors that somebody made in place of the source's."""
     inputs: tuple[FileHash, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,15 +64,22 @@ class Merge:
                 merged[name] = change
         return merged
 
+    def with_tensors(self, tensors: Mapping[str, Tensor], *, removed: Collection[str] = ()) -> Merge:
+        """The same with tensors in place of the source's, or besides."""
+        kept = {name: tensor for name, tensor in self.checkpoint.tensors.items() if name not in removed}
+        checkpoint = replace(self.checkpoint, tensors={**kept, **tensors})
+        return replace(self, checkpoint=checkpoint, made=self.made | frozenset(tensors))
+
     def without(self, carried: Mapping[str, Any]) -> dict[str, Any]:
         """What a manifest carried, without the blocks and encodings of tensors that are others now."""
         part = carried.get("gguf")
-        if not self.names or not isinstance(part, dict):
+        changed = self.names | self.made
+        if not changed or not isinstance(part, dict):
             return dict(carried)
         kept = dict(part)
         for key in ("blocks", "encodings"):
             if isinstance(part.get(key), dict):
-                kept[key] = {name: value for name, value in part[key].items() if name not in self.names}
+                kept[key] = {name: value for name, value in part[key].items() if name not in changed}
         return {**carried, "gguf": kept}
 
 

@@ -22,6 +22,7 @@ from nybble.convert.act_order import columns_in_order
 from nybble.convert.adapters import convert_adapter, merged
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
+from nybble.convert.made import Made
 from nybble.convert.manifest import (
     BLOCKS_NAME,
     FILE_SUFFIX,
@@ -37,7 +38,6 @@ from nybble.convert.manifest import (
 from nybble.convert.plan import TensorPlan, make_plan, planned_size
 from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
-from nybble.convert.rounding import Rounding
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
@@ -71,7 +71,7 @@ def convert(
     base: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
     offline: bool | None = None,
-    rounding: Rounding | None = None,
+    made: Made | None = None,
 ) -> Report:
     """Converts a model, or a LoRA adapter; exactly, unless told otherwise.
 
@@ -92,7 +92,7 @@ def convert(
         base: where ``source`` is a LoRA adapter, the model that it belongs to; see ``convert_adapter``.
         progress: called with what is going on; see ``nybble.hub.progress``.
         offline: True: never download the source; None: what the environment says.
-        rounding: what makes the blocks of tensors that are rounded; None: each encoding's own rounding.
+        made: tensors to take in place of the source's: what a quantizer made of them.
 
     Returns:
         What was done to each tensor. The same is in the manifest beside the output.
@@ -130,6 +130,9 @@ def convert(
         check_target(output, read.source, folder=place.is_folder)
     choice = Choice(encoding, dict(encodings or {}), allow_lossy)
     merge = merged(read, adapters, place.rules, choice, progress=progress, offline=offline)
+    if made is not None:
+        tensors = {name: item.tensor for name, item in made.tensors.items()}
+        merge = merge.with_tensors(tensors, removed=made.removed)
     with staged_output(output, overwrite=overwrite, folder=place.is_folder) as stage:
         inputs = _hash_inputs(read, path, progress)
         earlier = _earlier_manifest(path)
@@ -144,10 +147,10 @@ def convert(
         )
         formed, changes = in_form(restored.checkpoint, place.rules.form)
         ordered, notes = columns_in_order(formed, place.rules.form, merge.choice)
-        notes += _notes(read)
+        notes += [*_notes(read), *(() if made is None else made.notes)]
         plans = make_plan(ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred)
         require_space(output.parent, planned_size(plans) + _ROOM)
-        worker = _Worker(read, plans, restored.rebuilt, place, stage.path, rounding)
+        worker = _Worker(read, plans, restored.rebuilt, made, _keeper(place, stage.path))
         converted = replace(ordered, tensors=worker.tensors())
         try:
             meter = _meter(progress, output.name, planned_size(plans))
@@ -157,12 +160,12 @@ def convert(
         files = [*files, *worker.finish()]
         outputs = _hash_outputs(files, stage, output, progress)
         manifest = Manifest(
-            inputs=(*inputs, *merge.inputs, *(() if rounding is None else rounding.inputs)),
+            inputs=(*inputs, *merge.inputs, *(() if made is None else made.inputs)),
             outputs=outputs,
             recipe={
                 **_recipe(to, choice, method, quantization, split_bytes),
                 **merge.recipe,
-                **({} if rounding is None else rounding.recipe),
+                **({} if made is None else made.recipe),
             },
             tensors=tensor_entries(worker.reports()),
             carried=carried.carried_from(
@@ -208,16 +211,15 @@ class _Worker:
         read: Checkpoint,
         plans: list[TensorPlan],
         rebuilt: frozenset[str],
-        place: Destination,
-        stage: Path,
-        rounding: Rounding | None,
+        made: Made | None,
+        keeper: carried.BlockKeeper | None,
     ) -> None:
-        self._rounding = rounding
+        self._made = {} if made is None else made.tensors
         self._read = read
         self._plans = plans
         self._rebuilt = rebuilt
         self._errors: dict[str, ValueErrors] = {}
-        self._keeper = carried.BlockKeeper(stage / BLOCKS_NAME) if place.keeps_blocks else None
+        self._keeper = keeper
 
     @property
     def blocks(self) -> Mapping[str, Any]:
@@ -246,7 +248,6 @@ class _Worker:
                 how=plan.relation.how,
                 done=None if exact else self._note(plan.tensor.name),
                 look=self._look(plan) if exact and plan.target.block_size == 1 else None,
-                quantize=None if exact or self._rounding is None else self._rounding.of(tensor, plan.target),
             )
         return _releasing(tensor)
 
@@ -262,10 +263,15 @@ class _Worker:
 
     def _report(self, plan: TensorPlan) -> TensorReport:
         errors = self._errors.get(plan.tensor.name, ValueErrors())
+        made = self._made.get(plan.tensor.name)
         change = plan.change
         changed_error = 0.0 if change is None else change.max_error
-        exact = errors.exact and (change is None or change.exact)
-        how = [] if change is None else [change.what]
+        exact = made is None and errors.exact and (change is None or change.exact)
+        how = [] if made is None else [made.how]
+        if made is not None:
+            errors = errors + made.errors
+        if change is not None:
+            how.append(change.what)
         if plan.tensor.name in self._rebuilt:
             how.append("blocks rebuilt from their values")
         if plan.relation.how != "kept" or not how:
@@ -283,6 +289,10 @@ class _Worker:
             rms_error=errors.rms_error,
             relative_error=errors.relative_error,
         )
+
+
+def _keeper(place: Destination, stage: Path) -> carried.BlockKeeper | None:
+    return carried.BlockKeeper(stage / BLOCKS_NAME) if place.keeps_blocks else None
 
 
 def _releasing(tensor: Tensor) -> Tensor:

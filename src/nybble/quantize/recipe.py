@@ -22,32 +22,43 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.tensor import Tensor
+from nybble.convert.rules import is_matrix
 from nybble.errors import FormatError, NotFoundError, UnsupportedError
+from nybble.formats.huggingface.quantized import METHODS as PACKINGS
+from nybble.formats.onnx.targets import TARGETS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-METHODS = ("rtn", "awq", "gptq")
-"""How weights are rounded: to nearest, or with what calibration saw of their inputs."""
+METHODS = ("rtn", "awq", "gptq", "awq+gptq")
+"""How weights are rounded: to nearest; with AWQ's scales; with GPTQ's error feedback; with both. All but the
+first calibrate."""
+KEEP = "keep"
+"""In place of an encoding: the tensor stays as it is."""
 OUTPUT, EMBEDDING = "output", "embedding"
 """Names in rules for what two or one tensors may be."""
+
+LEAST_GROUP = 16
+"""Of affine encodings: smaller groups have scales that cost more than they gain."""
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _FIRST = re.compile(r"first-([1-9]\d{0,3})")
 _LAYERS = ("first-eighth", "first-sixteenth", "middle", "more-bits")
-_RECIPE_KEYS = {"description", "to", "encoding", "method", "rules"}
+_RECIPE_KEYS = {"description", "to", "encoding", "method", "quantization", "rules"}
 _RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
 
 FALLBACKS: Mapping[str, str] = {
@@ -92,21 +103,60 @@ class Recipe:
     encoding: str
     method: str = "rtn"
     rules: tuple[Rule, ...] = ()
+    quantization: str | None = None
+    """For safetensors: how integers are packed; None: as compressed-tensors."""
+
+    def encodings_for(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        to: str = "gguf",
+        packing: str | None = None,
+        importance: bool = False,
+        named: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
+        """The encoding of every matrix, by name; those that stay as they are are left out.
+
+        Args:
+            checkpoint: the model.
+            to: the format or ONNX target: ``fitted_to`` says what it changes.
+            packing: of safetensors; AWQ and GPTQ have one group size for all matrices, the smallest.
+            importance: whether an importance matrix is given.
+            named: encodings by name that come before the rules; also of tensors that are no matrices.
+
+        Raises:
+            UnsupportedError: rows are no multiple of a block size, and nothing takes its place.
+        """
+        found: dict[str, str] = {}
+        for tensor in checkpoint.tensors.values():
+            name = (named or {}).get(tensor.name)
+            if name is None and is_matrix(tensor):
+                wanted = self.wanted(tensor, checkpoint.config, importance=importance)
+                if wanted != KEEP:
+                    output = _called(tensor.name, checkpoint.config) == OUTPUT
+                    name = dividing(fitted_to(wanted, to), tensor, output=output)
+            if name is not None and name != KEEP:
+                found[tensor.name] = name
+        return _with_one_group(found) if packing in ("awq", "gptq") else found
 
     def encoding_of(self, tensor: Tensor, config: ModelConfig, *, importance: bool = False) -> str:
-        """The encoding of one matrix.
+        """The encoding of one matrix in GGUF.
 
         Raises:
             UnsupportedError: its rows are no multiple of the block size, and nothing takes its place.
         """
+        wanted = self.wanted(tensor, config, importance=importance)
+        return dividing(wanted, tensor, output=_called(tensor.name, config) == OUTPUT)
+
+    def wanted(self, tensor: Tensor, config: ModelConfig, *, importance: bool = False) -> str:
+        """What the rules say of one matrix, whatever its size: an encoding or ``keep``."""
         found = _LAYER.match(tensor.name)
         layer = int(found[1]) if found else None
         name = _called(tensor.name, config)
         fitting = (
             rule for rule in self.rules if rule.fits(name, layer=layer, config=config, importance=importance)
         )
-        wanted = next((rule.encoding for rule in fitting), self.encoding)
-        return _dividing(wanted, tensor, output=name == OUTPUT)
+        return next((rule.encoding for rule in fitting), self.encoding)
 
 
 def in_layers(which: str, layer: int, config: ModelConfig) -> bool:
@@ -174,6 +224,7 @@ def parse_recipe(data: bytes, name: str, where: str) -> Recipe:
         to=_text(values, "to", where, "gguf"),
         encoding=_encoding(values, where),
         method=method,
+        quantization=_packing(values, where),
         rules=tuple(_rule(rule, f"{where}: rule {i + 1}") for i, rule in enumerate(rules)),
     )
 
@@ -201,8 +252,17 @@ def _rule(values: object, where: str) -> Rule:
     return Rule(tuple(tensors), _encoding(values, where), layers, groups, importance)
 
 
+def _packing(values: Mapping[str, Any], where: str) -> str | None:
+    found = _text(values, "quantization", where, "")
+    if found not in ("", *PACKINGS):
+        raise FormatError(f"{where}: quantization is one of {', '.join(PACKINGS)}, not {found!r}")
+    return found or None
+
+
 def _encoding(values: Mapping[str, Any], where: str) -> str:
     name = _text(values, "encoding", where, None)
+    if name == KEEP:
+        return name
     try:
         encoding(name)
     except UnsupportedError as error:
@@ -230,8 +290,31 @@ def _called(name: str, config: ModelConfig) -> str:
     return name
 
 
-def _dividing(wanted: str, tensor: Tensor, *, output: bool) -> str:
-    """The wanted encoding, or what takes its place where it does not divide the rows."""
+def fitted_to(name: str, to: str) -> str:
+    """What an encoding of integers in groups is in a target; others are the same in all.
+
+    In ONNX scales have the type of the activations. GGUF has types of its own: of 4 bits ``q4_0``, with zero
+    points ``q4_1``; of 8, 3 and 2 ``q8_0``, ``q3_k`` and ``q2_k``.
+    """
+    form = affine_format(name)
+    if form is None:
+        return name
+    if to == "gguf":
+        return {2: "q2_k", 3: "q3_k", 8: "q8_0"}.get(form.bits, "q4_1" if form.has_zero_point else "q4_0")
+    if to in TARGETS or to == "onnx":
+        scale = TARGETS[to].element_type if to in TARGETS else "f32"
+        return replace(form, scale=scale).name
+    return name
+
+
+def dividing(wanted: str, tensor: Tensor, *, output: bool = False) -> str:
+    """The wanted encoding, or what takes its place where it does not divide the rows.
+
+    Groups are halved down to 16; GGUF's types of 256 have others in their place (``FALLBACKS``).
+
+    Raises:
+        UnsupportedError: nothing takes its place.
+    """
     for name in _chain(wanted, output):
         if tensor.shape[-1] % encoding(name).block_size == 0:
             return name
@@ -244,14 +327,22 @@ def _dividing(wanted: str, tensor: Tensor, *, output: bool) -> str:
 def _chain(name: str, output: bool) -> Iterator[str]:
     """The encoding and what takes its place, the last one float16 where blocks are GGUF's."""
     yield name
+    form = affine_format(name)
+    while form is not None and form.group_size % 2 == 0 and form.group_size > LEAST_GROUP:
+        form = replace(form, group_size=form.group_size // 2)
+        yield form.name
     if name in FALLBACKS:
         yield "q8_0" if output else FALLBACKS[name]
     if encoding(name).ggml_type is not None:
         yield "f16"
 
 
-def rounded_matrices(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    """The tensors that recipes are about: matrices of weights."""
-    from nybble.convert.rules import is_matrix
-
-    return [tensor for tensor in tensors.values() if is_matrix(tensor)]
+def _with_one_group(names: Mapping[str, str]) -> dict[str, str]:
+    """The same with the smallest group size of all."""
+    forms = {name: affine_format(kind) for name, kind in names.items()}
+    sizes = [form.group_size for form in forms.values() if form is not None]
+    least = min(sizes, default=0)
+    return {
+        name: kind if form is None else replace(form, group_size=least).name
+        for (name, kind), form in zip(names.items(), forms.values(), strict=True)
+    }
