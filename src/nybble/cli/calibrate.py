@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from nybble.cli import console
 from nybble.cli.interrupt import interruptible
+from nybble.cli.layers import LayerDisplay
 from nybble.cli.options import add_model_argument, positive
 
 if TYPE_CHECKING:
-    from nybble.quantize.calibrate import Calibration, LayerProgress
+    from nybble.quantize.calibrate import Calibration
 
 EPILOG = """\
 The model runs over windows of the text, layer by layer, and the file says how much each input of each
@@ -27,7 +26,6 @@ examples:
   nybble calibrate smollm2 smollm2-imatrix.gguf
   nybble calibrate model.gguf imatrix.gguf --text chats.jsonl --text notes/ --windows 256
 """
-_SECONDS = 10.0  # between lines where standard error is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nybble.hub.progress import progress_display
     from nybble.quantize.calibrate import STATE_SUFFIX, WINDOW, WINDOWS, calibrate
 
-    display = _Display(quiet=arguments.quiet)
+    display = LayerDisplay("calibrating", quiet=arguments.quiet)
 
     def work(calibration: Calibration) -> None:
         try:
@@ -78,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
                 threads=arguments.threads,
                 precision=arguments.precision,
                 overwrite=arguments.overwrite,
-                progress=None if arguments.quiet else display,
+                progress=display,
                 download_progress=None if arguments.quiet else downloads,
                 run=work,
             )
@@ -98,39 +96,3 @@ def run(arguments: argparse.Namespace) -> int:
         f" {report.seconds:.1f} s{resumed}\n"
     )
     return 0
-
-
-class _Display:
-    """A line that is rewritten on a terminal, a line every ten seconds elsewhere; on standard error."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._quiet = quiet
-        self._printed: float | None = None
-
-    def __call__(self, progress: LayerProgress) -> None:
-        """Show how far it is."""
-        from nybble.hub.progress import format_seconds
-
-        now = monotonic()
-        if self._printed is not None and now - self._printed < (0.1 if self._terminal else _SECONDS):
-            return
-        self._printed = now
-        where = (
-            "output matrix"
-            if progress.layer == progress.num_layers
-            else f"layer {progress.layer + 1} of {progress.num_layers}"
-        )
-        left = "" if progress.seconds_left is None else f", {format_seconds(progress.seconds_left)} left"
-        text = f"calibrating: {where}, {progress.fraction:.0%}{left}"
-        if self._terminal:
-            sys.stderr.write(f"\r{text:<60}")
-            sys.stderr.flush()
-        else:
-            console.note(text)
-
-    def close(self) -> None:
-        """Leave the line as it is."""
-        if self._terminal and self._printed is not None and not self._quiet:
-            sys.stderr.write("\n")
-            sys.stderr.flush()

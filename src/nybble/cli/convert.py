@@ -91,12 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.output,
             to=to,
             encoding=arguments.encoding,
-            encodings=_encodings(arguments.tensor_encoding),
+            encodings=tensor_encodings(arguments.tensor_encoding),
             allow_lossy=arguments.allow_lossy,
             overwrite=arguments.overwrite,
             method=arguments.method,
             quantization=arguments.quantization,
-            split_bytes=None if arguments.split_size is None else _size(arguments.split_size),
+            split_bytes=None if arguments.split_size is None else size_of(arguments.split_size),
             adapters=arguments.adapter,
             base=arguments.base,
             progress=None if arguments.quiet else progress,
@@ -104,11 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         console.write_json(report.to_json())
     else:
-        console.write(_text(report, each=arguments.tensors))
+        console.write(report_text(report, each=arguments.tensors))
     return 0
 
 
-def _encodings(options: list[str]) -> dict[str, str]:
+def tensor_encodings(options: list[str]) -> dict[str, str]:
+    """``PATTERN=NAME`` options as a mapping; of several that name a pattern the first counts."""
     found: dict[str, str] = {}
     for option in options:
         pattern, separator, name = option.rpartition("=")
@@ -118,14 +119,16 @@ def _encodings(options: list[str]) -> dict[str, str]:
     return found
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
+    """``2G``, ``500M`` in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", text.lower())
     if match is None or not float(match[1]):
         raise UsageError(f"--split-size {text!r} is not a size such as 2G or 500M")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _text(report: Report, *, each: bool) -> str:
+def report_text(report: Report, *, each: bool) -> str:
+    """The report as a table; ``each``: a row for every tensor."""
     rows = report.tensor_rows() if each else report.rows()
     lossy = sum(tensor.relation != "exact" for tensor in report.tensors)
     verdict = f"{lossy} of {len(report.tensors)} tensors are lossy" if lossy else "every tensor is exact"

@@ -28,6 +28,7 @@ COMMANDS = {
     "remove": "delete models from the cache",
     "inspect": "what a model file holds, without loading it",
     "convert": "write a model in another format",
+    "quantize": "write a model with fewer bits, by a recipe",
     "calibrate": "measure which weights matter, for quantizers",
     "verify": "compare a converted model with its manifest",
     "devices": "devices found, the one chosen, and why",

@@ -122,8 +122,8 @@ def merged(
         merge_adapters(read, adapters, encoding=dict.fromkeys(names - unsaid, "f32")),
         replace(choice, encodings={**choice.encodings, **targets}),
         names,
-        tuple(item for adapter in adapters for item in _hashes(adapter)),
-        {"adapters": {adapter.name: weight for adapter, weight in adapters.items()}},
+        inputs=tuple(item for adapter in adapters for item in _hashes(adapter)),
+        recipe={"adapters": {adapter.name: weight for adapter, weight in adapters.items()}},
     )
 
 

@@ -31,6 +31,7 @@ from nybble.quantize.statistics import InputStatistics
 
 Floats = npt.NDArray[np.float32]
 
+
 @dataclass(frozen=True)
 class Method:
     """How matrices are rounded with what calibration saw."""

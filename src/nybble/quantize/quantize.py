@@ -56,8 +56,8 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 class CalibrationOptions:
     """What a method that calibrates looks at.
 
-    ``text``: files, folders or JSON lines of chats; none: nybble's own text. ``windows`` of ``window`` tokens,
-    drawn by ``seed``; ``precision`` of the model: ``fast`` or ``f32``.
+    ``text``: files, folders or JSON lines of chats; none: nybble's own text. ``windows`` of ``window``
+    tokens, drawn by ``seed``; ``precision`` of the model: ``fast`` or ``f32``.
     """
 
     text: Sequence[str | os.PathLike[str]] = ()
@@ -129,8 +129,8 @@ def quantize(
         importance: an importance matrix (``nybble calibrate``, llama.cpp's) for rounding to nearest: errors
             of columns count as their inputs are large.
         calibration: for methods that look at the inputs, and for ``bits_per_weight``.
-        encodings: encodings by pattern of canonical names (``{"*.v_proj.weight": "q6_k"}``), before the recipe's;
-            ``keep`` leaves a tensor as it is.
+        encodings: encodings by pattern of canonical names (``{"*.v_proj.weight": "q6_k"}``), before the
+            recipe's; ``keep`` leaves a tensor as it is.
         bits_per_weight: the best mix of encodings of that size, from measured sensitivities, in place of the
             recipe's choice.
         quantization: for safetensors: ``awq``, ``gptq`` or ``compressed-tensors``; None: the recipe's.
@@ -194,7 +194,11 @@ def quantize(
         notes = [*notes, *mix.notes]
     else:
         wanted = chosen.encodings_for(
-            ordered, to=to, packing=packing, importance=matrix is not None, named=_named(ordered, encodings or {})
+            ordered,
+            to=to,
+            packing=packing,
+            importance=matrix is not None,
+            named=_named(ordered, encodings or {}),
         )
     rounded, plain = _parted(ordered, wanted)
     settings = {
@@ -219,9 +223,7 @@ def quantize(
     for name, tensor in ordered.tensors.items():
         if tensor is not read.tensors[name] and name not in made:
             made[name] = MadeTensor(tensor, "columns in the order of the inputs", ValueErrors())
-    again = sum(
-        read.tensors[name].encoding.block_size > 1 for name in rounded if name in read.tensors
-    )
+    again = sum(read.tensors[name].encoding.block_size > 1 for name in rounded if name in read.tensors)
     if again:
         notes.append(f"{again} matrices of the source were quantized already: they are rounded a second time")
     report = convert(
@@ -229,7 +231,10 @@ def quantize(
         target,
         to=to,
         made=Made(
-            made, {key: value for key, value in settings.items() if value is not None}, tuple(inputs), tuple(notes),
+            made,
+            {key: value for key, value in settings.items() if value is not None},
+            tuple(inputs),
+            tuple(notes),
             removed,
         ),
         encodings=plain,

@@ -119,9 +119,7 @@ class Spool:
                 raise ValueError(f"{place.name} has {place.stat().st_size} bytes, not {content['nbytes']}")
             return {row["name"]: _made(place, row) for row in content["tensors"]}
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise FormatError(
-                f"{index}: is damaged ({error}); remove {self.folder} to begin anew"
-            ) from error
+            raise FormatError(f"{index}: is damaged ({error}); remove {self.folder} to begin anew") from error
 
 
 def _made(place: Path, row: Mapping[str, Any]) -> MadeTensor:
@@ -152,5 +150,7 @@ def _remove(folder: Path) -> None:
         and not (path.stem.isdigit() and path.suffix in (".bin", ".json"))
     ]
     if strange:
-        raise FormatError(f"{folder}: has {', '.join(strange[:3])}, which no quantization wrote; move it away")
+        raise FormatError(
+            f"{folder}: has {', '.join(strange[:3])}, which no quantization wrote; move it away"
+        )
     shutil.rmtree(folder)
