@@ -1,4 +1,4 @@
-"""Peak memory and time of quantizing a Phi-3-mini-shaped model with random bf16 weights, calibration included.
+"""Peak memory and time of quantizing a Phi-3-mini-shaped model of random weights, calibration included.
 
     python bench/quantize_memory.py FOLDER VOCABULARY.gguf --recipe int4-awq [--layers 32] [--windows 64]
 
@@ -11,7 +11,6 @@ with 32 layers) and twice its result; all of it is deleted again. CPU seconds ar
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -38,9 +37,14 @@ def watch(progress):
 calibration = CalibrationOptions(windows=int(windows), window=int(window))
 report = nybble.quantize(source, target, recipe, calibration=calibration, progress=watch)
 usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"seconds": round(time.perf_counter() - started), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-                  "cpu_seconds": round(usage.ru_utime + usage.ru_stime), "anonymous_gb": round(anonymous / 1e9, 2),
-                  "output_gb": round(report.nbytes / 1e9, 2), "bits_per_weight": round(report.bits_per_weight, 2)}))
+print(json.dumps({
+    "seconds": round(time.perf_counter() - started),
+    "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+    "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    "anonymous_gb": round(anonymous / 1e9, 2),
+    "output_gb": round(report.nbytes / 1e9, 2),
+    "bits_per_weight": round(report.bits_per_weight, 2),
+}))
 """
 
 

@@ -42,8 +42,9 @@ Round = Callable[[Floats], Floats]
 GRID = 20
 """Ratios, and steps from 1 to 0 of the clipping's shares."""
 MOST_CLIPPING = 0.5
-ROWS = 512
-"""Rows of each matrix that the search for scales looks at."""
+ROWS, LEAST_ROWS, ROWS_UP_TO = 512, 128, 4096
+"""Rows of each matrix that the search for scales looks at; fewer, down to the second, where there are more
+columns than the third: the work grows with rows * columns ** 2."""
 _CHUNK = 1 << 22  # elements of a matrix that clipping works on at a time
 
 
@@ -68,7 +69,7 @@ def search_scales(
     *,
     source: npt.NDArray[np.int64] | None = None,
     grid: int = GRID,
-    rows: int | None = ROWS,
+    rows: int | None = None,
 ) -> AwqScales:
     """The best scales for linears that have one input.
 
@@ -78,7 +79,7 @@ def search_scales(
         round_values: the rounding that is to follow.
         source: which scale each input feature takes (``ScaleGroup.source``); None: each its own.
         grid: how many ratios are tried.
-        rows: rows of each matrix that are looked at, evenly spread; None: all.
+        rows: rows of each matrix that are looked at, evenly spread; None: ``rows_looked_at``.
 
     Raises:
         ValueError: shapes that do not fit, statistics without a Hessian or without tokens.
@@ -91,7 +92,8 @@ def search_scales(
         raise ValueError("no matrices, or no ratios to try")
     source = np.arange(len(hessian)) if source is None else source
     sizes = _shared(statistics.sum_absolute, source)
-    looked_at = np.concatenate([weight[_spread(len(weight), rows)] for weight in weights])
+    count = rows_looked_at(len(hessian)) if rows is None else rows
+    looked_at = np.concatenate([weight[_spread(len(weight), count)] for weight in weights])
     best: AwqScales | None = None
     unscaled = 0.0
     for step in range(grid):
@@ -213,8 +215,13 @@ def _scales(sizes: npt.NDArray[np.float64], ratio: float) -> Floats:
     return scales
 
 
-def _spread(count: int, wanted: int | None) -> npt.NDArray[np.int64]:
+def rows_looked_at(columns: int) -> int:
+    """Rows of each matrix of so many columns that the search for scales looks at."""
+    return max(LEAST_ROWS, min(ROWS, ROWS * ROWS_UP_TO**2 // columns**2))
+
+
+def _spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
     """Evenly spread indices of at most ``wanted`` rows."""
-    if wanted is None or wanted >= count:
+    if wanted >= count:
         return np.arange(count)
     return np.arange(wanted) * count // wanted

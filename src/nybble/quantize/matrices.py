@@ -93,8 +93,9 @@ def with_feedback(
     """A matrix rounded by GPTQ: bytes, and how.
 
     Affine encodings are rounded in the order of falling importance, with static groups: an order of the
-    stored columns gains next to nothing beyond that, and few programs know it. For other blocks feedback goes from block to block;
-    whether that is better than rounding to nearest is measured, and the better one taken.
+    stored columns gains next to nothing beyond that, and few programs know it. For other blocks feedback
+    goes from block to block; whether that is better than rounding to nearest is measured, and the better one
+    taken.
 
     Args:
         values: (out_features, in_features) float32.

@@ -32,6 +32,7 @@ from nybble.convert.tied import tied_again
 from nybble.errors import ConversionError, UnsupportedError
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError
+from nybble.quantize.budget import mix_for_budget, remove_state
 from nybble.quantize.calibrate import WINDOW, WINDOWS, LayerProgress, calibration_windows
 from nybble.quantize.calibration_text import Tokens
 from nybble.quantize.importance import ImportanceMatrix, read_importance
@@ -173,9 +174,8 @@ def quantize(
         matrix.check(read)
     options = calibration or CalibrationOptions()
     budget: dict[str, Any] = {}
+    state = output.absolute().with_name(output.name + ".sensitivity")
     if bits_per_weight is not None:
-        from nybble.quantize.budget import mix_for_budget
-
         mix = mix_for_budget(
             ordered,
             bits_per_weight,
@@ -185,7 +185,7 @@ def quantize(
             fixed=_named(ordered, encodings or {}),
             importance=matrix,
             threads=threads,
-            state=output.with_name(output.name + SUFFIX + ".sensitivity"),
+            state=state,
             progress=progress,
         )
         wanted: Mapping[str, str] = mix.encodings
@@ -245,6 +245,8 @@ def quantize(
         offline=offline,
     )
     spool.remove()
+    if budget:
+        remove_state(state)
     return replace(report, seconds=perf_counter() - started)
 
 
