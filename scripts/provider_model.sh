@@ -12,7 +12,11 @@ model_folder() {
         "$python" tests/support/phi3_from_smollm2.py "$source" "$phi3.partial"
         mv "$phi3.partial" "$phi3"
     fi
-    "$python" -m nybble convert "$phi3" "$output" --to "$target" --method rtn --allow-lossy --quiet
+    if [ "$target" = onnx-dml-int4 ]; then # by AWQ
+        "$python" -m nybble quantize "$phi3" "$output" --recipe "$target" --windows 16 --quiet
+    else
+        "$python" -m nybble convert "$phi3" "$output" --to "$target" --method rtn --allow-lossy --quiet
+    fi
 }
 
 # Mesa 25 with its software Vulkan. Debian 12's own 22.3.6 gives wrong numbers without any error.

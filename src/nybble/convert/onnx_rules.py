@@ -74,7 +74,8 @@ class OnnxRules:
             raise ConversionError(
                 f"{tensor.name} is {tensor.encoding.name}, but {self.target.name} wants weights that are int4"
                 " already (an AWQ checkpoint, for example); nothing was written\nchoices:\n"
-                "  --method rtn       round to nearest, which loses more"
+                "  --method rtn       round to nearest, which loses more\n"
+                f"  another command    nybble quantize MODEL OUTPUT --recipe {self.target.name}: by AWQ"
             )
         for name in affine_nearest(tensor, self.target.element_type):
             if tensor.shape[-1] % encoding(name).block_size == 0:

@@ -22,7 +22,7 @@ import numpy as np
 import nybble
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
-from nybble.convert.act_order import columns_in_order
+from nybble.convert.act_order import PERMUTATION, columns_in_order
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import Made, MadeTensor
@@ -220,9 +220,12 @@ def quantize(
     spool = Spool(output.absolute().with_name(output.name + SUFFIX), job.fingerprint())
     made = run(job, spool, options, threads=threads, progress=progress)
     removed = frozenset(read.tensors) - frozenset(ordered.tensors)
-    for name, tensor in ordered.tensors.items():
-        if tensor is not read.tensors[name] and name not in made:
-            made[name] = MadeTensor(tensor, "columns in the order of the inputs", ValueErrors())
+    for gone in removed:
+        name = gone.removesuffix(PERMUTATION) + ".weight"
+        if name not in made:
+            made[name] = MadeTensor(
+                ordered.tensors[name], "columns in the order of the inputs", ValueErrors()
+            )
     again = sum(read.tensors[name].encoding.block_size > 1 for name in rounded if name in read.tensors)
     if again:
         notes.append(f"{again} matrices of the source were quantized already: they are rounded a second time")
