@@ -49,7 +49,7 @@ from nybble.quantize.blocks import quantize_blocks
 Floats = npt.NDArray[np.float32]
 GRID, BLOCK, STEPS = "q4_1", 32, 15
 END = "<|endoftext|>"
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".nybble.json")
+KEPT = ("special_tokens_map.json", "chat_template.jinja")
 
 
 # -- the model and its text ---------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def save(model: Any, files: Path, output: Path, *, overwrite: bool) -> None:
     """The model in float32, with what else is in ``files`` (tokenizer, template)."""
     with staged_folder(output, overwrite=overwrite) as stage:
         for path in sorted(files.iterdir()):
-            if path.is_file() and not path.name.endswith(WEIGHTS):
+            if "tokenizer" in path.name or path.name in KEPT:
                 shutil.copyfile(path, stage / path.name)
         model.save_pretrained(stage)
 
