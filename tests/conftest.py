@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/support
+
+from support.required import missing
 
 # A shell's background job starts with Ctrl-C ignored and hands that to its children; the tests of
 # Ctrl-C want programs as a terminal starts them.
@@ -33,20 +36,19 @@ def model_path(name: str) -> Path:
         path = Path(folder) / FILES[name]
         if path.is_file():
             return path
-        return _missing(f"{path} does not exist (NYBBLE_TEST_MODELS={folder})")
+        _missing(f"{path} does not exist (NYBBLE_TEST_MODELS={folder})")
     from nybble import hub
     from nybble.errors import NybbleError
 
     try:
         return hub.resolve(name)
     except NybbleError as error:
-        return _missing(f"{name}: {error}")
+        _missing(f"{name}: {error}")
 
 
-def _missing(reason: str) -> Path:
-    if os.environ.get("NYBBLE_REQUIRE_MODELS", "") not in ("", "0"):
-        pytest.fail(f"a required model is missing: {reason}", pytrace=False)
-    pytest.skip(f"{reason}; set NYBBLE_TEST_MODELS to a folder with {', '.join(FILES.values())}")
+def _missing(reason: str) -> NoReturn:
+    remedy = f"set NYBBLE_TEST_MODELS to a folder with {', '.join(FILES.values())}"
+    missing("NYBBLE_REQUIRE_MODELS", reason, remedy)
 
 
 @pytest.fixture(scope="session")

@@ -226,6 +226,17 @@ struct Activations {
 
 bool same_bits(const void* a, const void* b, size_t bytes) { return std::memcmp(a, b, bytes) == 0; }
 
+// Whether a level brings its own kernel; if not, the level that it has it from was tested before.
+template <typename Kernel>
+bool is_new(Isa isa, Encoding encoding, Kernel EncodingKernels::* kernel) {
+    const int e = static_cast<int>(encoding);
+    for (const Isa lower : available_isas()) {
+        if (lower >= isa) break;
+        if (encoding_kernels(lower)[e].*kernel == encoding_kernels(isa)[e].*kernel) return false;
+    }
+    return true;
+}
+
 void check_dequantize(Isa isa, Encoding encoding) {
     const EncodingInfo& info = encoding_info(encoding);
     const EncodingKernels& kernels = encoding_kernels(isa)[static_cast<int>(encoding)];
@@ -306,6 +317,13 @@ void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int
     const std::string what = std::string(isa_name(isa)) + " " + info.name + " " + std::to_string(rows) + "x" +
                              std::to_string(columns) + " m=" + std::to_string(m) + " pattern " +
                              std::to_string(static_cast<int>(pattern)) + ": ";
+    const auto member =
+        pattern == Pattern::bytes ? &EncodingKernels::linear_int8 : &EncodingKernels::linear_int16;
+    const LinearInt8 kernel = kernels.*member;
+    check((kernel != nullptr) == (info.block_size > 1), what + "block encodings have integer products");
+    const bool integers = kernel != nullptr && is_new(isa, encoding, member);
+    const bool floats = pattern == Pattern::bytes && is_new(isa, encoding, &EncodingKernels::linear_f32);
+    if (!integers && !floats) return;
     const size_t stride = row_bytes(encoding, columns);
     GuardedBytes weight(stride * static_cast<size_t>(rows));
     fill_blocks(encoding, weight.data(), weight.size());
@@ -316,7 +334,7 @@ void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int
     const int64_t y_stride = rows + 3;
     const auto weight_row = [&](int64_t row) { return weight.data() + stride * static_cast<size_t>(row); };
 
-    if (pattern == Pattern::bytes) {
+    if (floats) {
         check_product(what + "linear_f32", w, rows, x, m, y_stride,
                       [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
                           kernels.linear_f32(weight_row(row), stride, row_count,
@@ -324,9 +342,7 @@ void check_linear(Isa isa, Encoding encoding, int64_t rows, int64_t columns, int
                                              y_stride);
                       });
     }
-    const LinearInt8 kernel = pattern == Pattern::bytes ? kernels.linear_int8 : kernels.linear_int16;
-    check((kernel != nullptr) == (info.block_size > 1), what + "block encodings have integer products");
-    if (kernel == nullptr) return;
+    if (!integers) return;
     check_product(what + (pattern == Pattern::bytes ? "linear_int8" : "linear_int16"), w, rows, x, m,
                   y_stride, [&](int64_t row, int64_t row_count, int64_t first, int64_t count, float* y) {
                       kernel(weight_row(row), stride, row_count, x.from(first), count, y, y_stride);

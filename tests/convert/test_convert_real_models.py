@@ -1,10 +1,12 @@
 """SmolLM2, Gemma 3 and the Phi-3 made from SmolLM2, between all formats.
 
-Exact ways give the same file again, and the same text; where a way is not exact it says so.
+Exact ways give the same file again, and the same text; where a way is not exact it says so. Gemma 3, by far
+the largest, is left out where its mix of block types is gone before the way begins.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -37,6 +39,12 @@ def source(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+@pytest.fixture(params=["smollm2", "phi3"])
+def small_source(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(f"{request.param}_path")
+    return path
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -45,6 +53,12 @@ def text(path: Path) -> str:
     model = nybble.load(path, precision="f32")
     answer: str = model.generate(PROMPT, max_tokens=8, temperature=0)
     return answer
+
+
+@functools.lru_cache
+def expected_text(source: Path) -> str:
+    """The text of a model that several tests convert."""
+    return text(source)
 
 
 def same_tensors(one: Path, other: Path) -> None:
@@ -61,7 +75,7 @@ def test_gguf_to_safetensors_and_back_is_the_same_file(source: Path, tmp_path: P
     back = convert(tmp_path / "folder", tmp_path / "back.gguf", to="gguf")
     assert back.relation == "exact"
     assert sha256(tmp_path / "back.gguf") == sha256(source)
-    assert text(tmp_path / "folder") == text(source)
+    assert text(tmp_path / "folder") == expected_text(source)
 
 
 def test_gguf_to_onnx_and_back_gives_the_same_tensors(source: Path, tmp_path: Path) -> None:
@@ -70,7 +84,7 @@ def test_gguf_to_onnx_and_back_gives_the_same_tensors(source: Path, tmp_path: Pa
     assert there.relation == "exact" and verify(tmp_path / "onnx").ok
     assert convert(tmp_path / "onnx", tmp_path / "back.gguf", to="gguf").relation == "exact"
     same_tensors(source, tmp_path / "back.gguf")
-    assert text(tmp_path / "onnx") == text(source)
+    assert text(tmp_path / "onnx") == expected_text(source)
 
 
 @pytest.mark.parametrize("to", ["onnx", "onnx-portable"])
@@ -83,7 +97,7 @@ def test_gguf_goes_through_onnx_as_integers(source: Path, to: str, tmp_path: Pat
     assert kinds and all(kind.endswith("_m") for kind in kinds)
     assert convert(tmp_path / "onnx", tmp_path / "back.gguf", to="gguf").relation == "exact"
     same_tensors(source, tmp_path / "back.gguf")
-    assert text(tmp_path / "onnx") == text(source)
+    assert text(tmp_path / "onnx") == expected_text(source)
 
 
 def greedy(folder: Path, ids: list[int], count: int) -> list[int]:
@@ -113,10 +127,10 @@ def test_stock_onnxruntime_genai_says_the_same(source: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
-def test_simple_blocks_go_through_onnx_as_they_are(kind: str, source: Path, tmp_path: Path) -> None:
+def test_simple_blocks_go_through_onnx_as_they_are(kind: str, small_source: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     blocks = tmp_path / "blocks.gguf"
-    convert(source, blocks, to="gguf", encoding=kind)
+    convert(small_source, blocks, to="gguf", encoding=kind)
     there = convert(blocks, tmp_path / "onnx", to="onnx")
     assert there.relation == "exact"
     assert {tensor.how.split(", ")[-1] for tensor in there.tensors} == {"kept", "transcoded"}
@@ -124,18 +138,18 @@ def test_simple_blocks_go_through_onnx_as_they_are(kind: str, source: Path, tmp_
     same_tensors(blocks, tmp_path / "back.gguf")
 
 
-def test_simple_blocks_go_through_compressed_tensors_as_they_are(source: Path, tmp_path: Path) -> None:
+def test_simple_blocks_go_through_compressed_tensors_as_they_are(small_source: Path, tmp_path: Path) -> None:
     blocks = tmp_path / "blocks.gguf"
-    convert(source, blocks, to="gguf", encoding="q4_0")
+    convert(small_source, blocks, to="gguf", encoding="q4_0")
     there = convert(blocks, tmp_path / "folder", to="safetensors", quantization="compressed-tensors")
     assert there.relation == "exact"
     convert(tmp_path / "folder", tmp_path / "back.gguf", to="gguf")
     assert sha256(tmp_path / "back.gguf") == sha256(blocks)
 
 
-def test_safetensors_to_onnx_and_back(source: Path, tmp_path: Path) -> None:
+def test_safetensors_to_onnx_and_back(small_source: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    convert(source, tmp_path / "folder", to="safetensors", encoding="f16")
+    convert(small_source, tmp_path / "folder", to="safetensors", encoding="f16")
     there = convert(tmp_path / "folder", tmp_path / "onnx", to="onnx")
     assert there.relation == "exact"
     report = convert(tmp_path / "onnx", tmp_path / "back", to="safetensors", encoding="f16")

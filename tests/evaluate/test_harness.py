@@ -1,7 +1,11 @@
-"""The adapter for lm-evaluation-harness, with the real package where it is installed."""
+"""The adapter for lm-evaluation-harness, with the real package where it is installed.
+
+Elsewhere the tests are skipped; with ``NYBBLE_REQUIRE_HARNESS=1`` they fail.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +19,10 @@ import numpy as np
 import pytest
 
 import nybble
+from support.required import missing
 
-pytest.importorskip("lm_eval", reason="pip install nybble[evaluate]")
+if importlib.util.find_spec("lm_eval") is None:
+    missing("NYBBLE_REQUIRE_HARNESS", "lm_eval is not installed", "pip install nybble[evaluate]", module=True)
 pytestmark = [pytest.mark.filterwarnings("default")]  # of its many libraries
 
 from nybble.evaluate.harness import NybbleLM, _completed  # noqa: E402

@@ -1,6 +1,7 @@
 """The HTML report in headless Chromium: it draws, in light and dark, and asks nobody for anything.
 
-Chromium is driven through its own command line; ``CHROMIUM`` names it, else usual names are tried.
+Chromium is driven through its own command line; ``CHROMIUM`` names it, else usual names are tried. Without
+one the tests are skipped; with ``NYBBLE_REQUIRE_BROWSER=1`` they fail.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 
 from nybble.evaluate.report_html import write_report
 from support.evaluations import HOSTILE, made_up_evaluation
+from support.required import missing
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ QUIET = (
 def chromium() -> str:
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.skip(f"no Chromium here ({', '.join(NAMES)}); set CHROMIUM to one")
+        missing("NYBBLE_REQUIRE_BROWSER", f"no Chromium is here ({', '.join(NAMES)})", "set CHROMIUM to one")
     return found
 
 
