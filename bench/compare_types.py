@@ -1,0 +1,368 @@
+"""KL divergence from the original of every GGUF type, made by nybble's quantizer and by llama.cpp's.
+
+    python bench/compare_types.py --library LIBGGML_BASE --text wikitext-2/valid.txt MODEL [TYPE ...]
+
+``LIBGGML_BASE`` is ``libggml-base.so`` in the ``lib`` folder of an installed ``llama_cpp``. MODEL is
+anything that nybble reads, dequantized to float32: that is the original. One that lies on a coarse grid is
+moved off it by ``--off-grid 0.3``, or once and for all by ``make_off_grid.py``.
+
+For one type at a time both quantize the same matrices, all linears of the layers whose rows are whole
+blocks of it, and everything else stays as it is; which ones, stands below the table. Both get the same
+importance: an importance matrix of the original (``--importance``, from ``nybble calibrate``), or one that
+is made here from nybble's own text, and none. Types for which llama.cpp insists on one are compared only
+with it.
+
+KL(original || quantized), nats: the first ``--tokens`` tokens of the text in windows that know nothing of
+each other, on the CPU device in float32 (``--precision fast``: with its fast kernels, whose rounding of
+activations adds a divergence of its own, shown as the type "none"). Errors are standard errors, tokens
+taken as independent. "difference" is ours minus llama.cpp's on the same tokens, and its own error, which
+decides; below 0 nybble is better. "weighted error" is what both minimise, the squared error weighed by
+importance, as a share of llama.cpp's: the geometric mean over the matrices, and the largest. With
+importance both mean it; without, llama.cpp weighs with a guess of its own, and it is the plain error here.
+
+Times are of quantizing all matrices, with the same threads; llama.cpp's rows are dealt out to threads as
+its tool does. ``--clock cpu`` counts processor time instead of the wall's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from harness import add_common_arguments, facts, note, show, table
+from quantize_methods import off_grid, plain, windows_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from nybble.checkpoint.checkpoint import Checkpoint
+from nybble.checkpoint.encodings import ENCODINGS, encoding
+from nybble.checkpoint.encodings.base import Bytes
+from nybble.devices.base import BatchItem
+from nybble.devices.cpu import compile_session
+from nybble.evaluate.estimates import mean, quantile
+from nybble.evaluate.measures import measure
+from nybble.loading import read_checkpoint
+from nybble.models import build_graph
+from nybble.quantize.blocks import BLOCK_TYPES, quantize_blocks
+from nybble.quantize.calibrate import Calibration, calibration_windows
+from nybble.quantize.folding import plan_folding
+from nybble.quantize.importance import read_importance
+from support.ggml_quantizer import NEEDS_IMPORTANCE, GgmlQuantizer
+
+Floats = npt.NDArray[np.float32]
+Weights = Mapping[str, Floats]
+Quantize = Callable[[str, Floats, Floats | None], Bytes]
+
+NONE = "none"
+"""The type of the row that shows what the arithmetic alone costs."""
+
+
+@dataclass
+class Subject:
+    """A model that is quantized, and what is needed for it."""
+
+    checkpoint: Checkpoint
+    """The original, float32."""
+    matrices: Weights
+    """The linears of the layers."""
+    importance: Weights
+    windows: list[list[int]]
+    logits: list[Path]
+    """The original's, one file a window: float32 (tokens, vocab_size)."""
+
+
+def importance_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Weights:
+    """The mean squares of what each column is multiplied with, from a file or calibrated here."""
+    if arguments.importance is not None:
+        matrix = read_importance(arguments.importance, checkpoint.config.architecture)
+        matrix.check(checkpoint)
+        return {name: entry.mean_squares for name, entry in matrix.entries.items()}
+    assert checkpoint.tokenizer is not None
+    windows = calibration_windows(
+        checkpoint, checkpoint.tokenizer.build(), windows=arguments.calibration_windows
+    )
+    note(f"calibrating on {sum(map(len, windows))} tokens")
+    calibration = Calibration(checkpoint, windows, threads=arguments.threads)
+    for _ in calibration.run():
+        pass
+    return {
+        name: (seen.sum_squares / max(1, seen.tokens)).astype(np.float32)
+        for name, seen in calibration.statistics.items()
+    }
+
+
+def subject_of(arguments: argparse.Namespace, folder: Path) -> Subject:
+    """Reads the model, moves it, calibrates, and writes the original's logits into the folder."""
+    checkpoint = plain(read_checkpoint(arguments.model))
+    plan = plan_folding(build_graph(checkpoint))
+    if arguments.off_grid:
+        checkpoint = off_grid(checkpoint, plan, arguments.off_grid)
+    names = [name for group in plan.groups for name in group.linears] + list(plan.unscaled)
+    matrices = {
+        name: checkpoint.tensors[name].dequantize()
+        for name in checkpoint.tensors
+        if name in names and name.startswith("model.layers.")
+    }
+    importance = importance_of(arguments, checkpoint)
+    if unknown := sorted(set(matrices) - set(importance)):
+        raise SystemExit(f"the importance matrix knows nothing of {', '.join(unknown)}")
+    text = arguments.text.read_text(encoding="utf-8")
+    windows = windows_of(checkpoint, text, arguments.tokens, arguments.window)
+    files = []
+    for number, found in enumerate(logits_of(checkpoint, windows, arguments.threads, "f32")):
+        files.append(folder / f"{number}.npy")
+        np.save(files[-1], found)
+    return Subject(checkpoint, matrices, importance, windows, files)
+
+
+def logits_of(
+    checkpoint: Checkpoint, windows: Sequence[Sequence[int]], threads: int, precision: str
+) -> Iterator[Floats]:
+    """The logits of each window."""
+    session = compile_session(
+        checkpoint,
+        context_length=max(map(len, windows)),
+        threads=threads,
+        precision=precision,
+        kv_cache="f32" if precision == "f32" else "f16",
+    )
+    for tokens in windows:
+        sequence = session.new_sequence()
+        yield session.forward([BatchItem(sequence, list(tokens), "all")])
+        sequence.close()
+    session.close()
+
+
+@dataclass
+class Divergence:
+    """What was measured of one quantized model, one entry a token."""
+
+    kld: npt.NDArray[np.float64]
+    same_best: npt.NDArray[np.bool_]
+
+    def to_json(self) -> dict[str, float]:
+        average = mean(self.kld)
+        return {
+            "mean": average.value,
+            "standard_error": average.error,
+            "p99": quantile(self.kld, 0.99).value,
+            "same_best": float(self.same_best.mean()),
+        }
+
+
+def divergence_of(subject: Subject, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Divergence:
+    """KL divergence of a model from the original."""
+    parts = []
+    found = logits_of(checkpoint, subject.windows, arguments.threads, arguments.precision)
+    for file, logits in zip(subject.logits, found, strict=True):
+        original = np.load(file, mmap_mode="r")
+        nothing = [0] * len(original)  # which token really follows does not matter here
+        parts.append(measure(original, [logits], nothing, threads=arguments.threads)[1])
+    return Divergence(
+        np.concatenate([rows.kld for rows in parts]),
+        np.concatenate([rows.best == rows.reference_best for rows in parts]),
+    )
+
+
+@dataclass
+class Made:
+    """All matrices in one type."""
+
+    data: dict[str, Bytes]
+    seconds: float
+
+
+def make(
+    subject: Subject, eligible: Sequence[str], importance: Weights | None, quantize: Quantize, clock: str
+) -> Made:
+    """Quantizes, and takes the time of that alone."""
+    now = time.perf_counter if clock == "wall" else time.process_time
+    data: dict[str, Bytes] = {}
+    started = now()
+    for name in eligible:
+        weights = None if importance is None else importance[name]
+        data[name] = quantize(name, subject.matrices[name], weights)
+    return Made(data, now() - started)
+
+
+def weighted_error(values: Floats, type_name: str, data: Bytes, importance: Floats | None) -> float:
+    """The sum of squared errors, each column's weighed by its importance."""
+    difference = values - ENCODINGS[type_name].dequantize(data).reshape(values.shape)
+    columns = np.einsum("ij,ij->j", difference, difference, dtype=np.float64)
+    return float(columns.sum() if importance is None else columns @ importance.astype(np.float64))
+
+
+def with_blocks(checkpoint: Checkpoint, type_name: str, data: Mapping[str, Bytes]) -> Checkpoint:
+    """The checkpoint with some of its matrices in a block type."""
+    form = encoding(type_name)
+    tensors = dict(checkpoint.tensors)
+    for name, blocks in data.items():
+        tensors[name] = tensors[name].changed(encoding=form, data=blocks)
+    return replace(checkpoint, tensors=tensors)
+
+
+def compare(
+    subject: Subject, theirs: GgmlQuantizer, type_name: str, weighed: bool, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """One row of the table."""
+    threads = arguments.threads
+    block = ENCODINGS[type_name].block_size
+    eligible = [name for name, values in subject.matrices.items() if values.shape[1] % block == 0]
+    importance = subject.importance if weighed else None
+
+    def ours(name: str, values: Floats, weights: Floats | None) -> Bytes:
+        return quantize_blocks(values, type_name, importance=weights, threads=threads)
+
+    def peer(name: str, values: Floats, weights: Floats | None) -> Bytes:
+        return theirs.quantize(values, type_name, weights, threads)
+
+    result: dict[str, Any] = {
+        "type": type_name,
+        "importance": weighed,
+        "matrices": len(eligible),
+        "weights": sum(subject.matrices[name].size for name in eligible),
+        "float32": sorted(set(subject.matrices) - set(eligible)),
+    }
+    if not eligible:
+        return result
+    makers: dict[str, Quantize] = {"nybble": ours}
+    if weighed or type_name not in NEEDS_IMPORTANCE:
+        makers["llama.cpp"] = peer
+        theirs.prepare(type_name)  # its tables, made once a process, do not count
+    divergences: dict[str, Divergence] = {}
+    errors: dict[str, list[float]] = {}
+    for maker, quantize in makers.items():
+        made = make(subject, eligible, importance, quantize, arguments.clock)
+        errors[maker] = [
+            weighted_error(
+                subject.matrices[name],
+                type_name,
+                made.data[name],
+                None if importance is None else importance[name],
+            )
+            for name in eligible
+        ]
+        found = divergence_of(subject, with_blocks(subject.checkpoint, type_name, made.data), arguments)
+        divergences[maker] = found
+        result[maker] = {**found.to_json(), "seconds": made.seconds}
+    if len(makers) == 2:
+        difference = mean(divergences["nybble"].kld - divergences["llama.cpp"].kld)
+        result["difference"] = difference.value
+        result["difference_error"] = difference.error
+        ratios = np.array(errors["nybble"]) / np.maximum(errors["llama.cpp"], 1e-30)
+        result["error_ratio"] = float(np.exp(np.log(np.maximum(ratios, 1e-30)).mean()))
+        result["error_ratio_max"] = float(ratios.max())
+        result["worst_matrix"] = eligible[int(ratios.argmax())]
+        result["times_as_fast"] = result["llama.cpp"]["seconds"] / result["nybble"]["seconds"]
+    return result
+
+
+def digits(value: float) -> str:
+    """A mean KL divergence: four digits that say something."""
+    return f"{value:.4g}"
+
+
+def line_of(result: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    ours, peer = result["nybble"], result.get("llama.cpp")
+    importance = "" if result["importance"] is None else "yes" if result["importance"] else "no"
+    line = [result["type"], importance, str(result["matrices"])]
+    line += [
+        "" if found is None else f"{digits(found['mean'])} ± {found['standard_error']:.2g}"
+        for found in (ours, peer)
+    ]
+    if peer is None:
+        return [*line, "", f"{ours['p99']:.3g}", f"{ours['same_best']:.2%}", "", f"{ours['seconds']:.1f}", ""]
+    return [
+        *line,
+        f"{result['difference']:+.2g} ± {result['difference_error']:.2g}",
+        f"{ours['p99']:.3g} / {peer['p99']:.3g}",
+        f"{ours['same_best']:.2%} / {peer['same_best']:.2%}",
+        f"{result['error_ratio']:.4f} ({result['error_ratio_max']:.4f})",
+        f"{ours['seconds']:.1f} / {peer['seconds']:.1f}",
+        f"{result['times_as_fast']:.1f}",
+    ]
+
+
+HEADER = (
+    "type", "importance", "matrices", "mean KL, nybble", "mean KL, llama.cpp", "difference", "p99",
+    "same best", "weighted error (largest)", "seconds", "times as fast",
+)  # fmt: skip
+
+
+def kinds(names: Sequence[str]) -> str:
+    """Which linears those are, and how many of each."""
+    counts: dict[str, int] = {}
+    for name in names:
+        kind = name.split(".", 3)[3].removesuffix(".weight")
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
+
+
+def left_out(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each set of matrices that stayed float32, with the types."""
+    types: dict[str, list[str]] = {}
+    for result in results:
+        what = kinds(result["float32"])
+        if what and result["type"] not in types.setdefault(what, []):
+            types[what].append(result["type"])
+    return [f"Left float32 for {', '.join(names)}: {what}." for what, names in types.items()]
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("types", nargs="*", metavar="TYPE", help="default: all that nybble makes")
+    parser.add_argument("--library", type=Path, required=True, metavar="LIBGGML_BASE")
+    parser.add_argument("--text", type=Path, required=True, help="WikiText-2's valid.txt, or any text")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--window", type=int, default=512)
+    moved = parser.add_mutually_exclusive_group()
+    moved.add_argument("--importance", type=Path, help="an importance matrix of this very model")
+    moved.add_argument("--off-grid", type=float, default=0.0, metavar="DEVIATION")
+    parser.add_argument("--calibration-windows", type=int, default=64, help="of 512 tokens")
+    parser.add_argument("--precision", choices=("f32", "fast"), default="f32")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_common_arguments(parser)
+    arguments = parser.parse_args()
+    if wrong := [name for name in arguments.types if name not in BLOCK_TYPES]:
+        parser.error(f"no such type: {', '.join(wrong)}; there are {', '.join(BLOCK_TYPES)}")
+    theirs = GgmlQuantizer(arguments.library)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        subject = subject_of(arguments, Path(folder))
+        alone = divergence_of(subject, subject.checkpoint, arguments)
+        results.append(
+            {
+                "type": NONE, "importance": None, "matrices": 0, "weights": 0, "float32": [],
+                "nybble": {**alone.to_json(), "seconds": 0.0},
+            }
+        )  # fmt: skip
+        for type_name in arguments.types or BLOCK_TYPES:
+            for weighed in (False, True):
+                results.append(compare(subject, theirs, type_name, weighed, arguments))
+                note(str({key: value for key, value in results[-1].items() if key != "float32"}))
+    lines = [line_of(result) for result in results if "nybble" in result]
+    text = "\n".join([table(HEADER, lines), "", *left_out(results)])
+    about = {
+        **facts(),
+        "model": str(arguments.model),
+        "tokens": arguments.tokens,
+        "threads": arguments.threads,
+    }
+    show(arguments, {**about, "precision": arguments.precision, "results": results}, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
