@@ -6,6 +6,10 @@
 anything that nybble reads, dequantized to float32: that is the original. One that lies on a coarse grid is
 moved off it by ``--off-grid 0.3``, or once and for all by ``make_off_grid.py``.
 
+A few weights are multiplied with activations a thousand times larger than all others, and how well they
+happen to be rounded decides much of a divergence. Therefore ``--off-grid 0.3 --seeds 0 1 2 3 4`` moves the
+model several times, in other ways, calibrates and compares each, and gives the means over all of them.
+
 For one type at a time both quantize the same matrices, all linears of the layers whose rows are whole
 blocks of it, and everything else stays as it is; which ones, stands below the table. Both get the same
 importance: an importance matrix of the original (``--importance``, from ``nybble calibrate``), or one that
@@ -14,11 +18,14 @@ with it.
 
 KL(original || quantized), nats: the first ``--tokens`` tokens of the text in windows that know nothing of
 each other, on the CPU device in float32 (``--precision fast``: with its fast kernels, whose rounding of
-activations adds a divergence of its own, shown as the type "none"). Errors are standard errors, tokens
-taken as independent. "difference" is ours minus llama.cpp's on the same tokens, and its own error, which
-decides; below 0 nybble is better. "weighted error" is what both minimise, the squared error weighed by
-importance, as a share of llama.cpp's: the geometric mean over the matrices, and the largest. With
-importance both mean it; without, llama.cpp weighs with a guess of its own, and it is the plain error here.
+activations adds a divergence of its own, shown as the type "none"). Errors are standard errors: those of
+the mean over tokens, taken as independent, and with several seeds those of the mean over seeds, too, added
+as squares. One model moved in one way has an error bar for its tokens alone.
+
+"difference" is ours minus llama.cpp's on the same tokens, and its own error, which decides; below 0 nybble
+is better. "weighted error" is what both minimise, the squared error weighed by importance, as a share of
+llama.cpp's: the geometric mean over the matrices, and the largest. With importance both mean it; without,
+llama.cpp weighs with a guess of its own, and it is the plain error here.
 
 Times are of quantizing all matrices, with the same threads; llama.cpp's rows are dealt out to threads as
 its tool does. ``--clock cpu`` counts processor time instead of the wall's.
@@ -32,6 +39,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +54,7 @@ from nybble.checkpoint.encodings import ENCODINGS, encoding
 from nybble.checkpoint.encodings.base import Bytes
 from nybble.devices.base import BatchItem
 from nybble.devices.cpu import compile_session
-from nybble.evaluate.estimates import mean, quantile
+from nybble.evaluate.estimates import Estimate, mean, quantile
 from nybble.evaluate.measures import measure
 from nybble.loading import read_checkpoint
 from nybble.models import build_graph
@@ -98,12 +106,12 @@ def importance_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Weig
     }
 
 
-def subject_of(arguments: argparse.Namespace, folder: Path) -> Subject:
+def subject_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Subject:
     """Reads the model, moves it, calibrates, and writes the original's logits into the folder."""
     checkpoint = plain(read_checkpoint(arguments.model))
     plan = plan_folding(build_graph(checkpoint))
     if arguments.off_grid:
-        checkpoint = off_grid(checkpoint, plan, arguments.off_grid)
+        checkpoint = off_grid(checkpoint, plan, arguments.off_grid, seed)
     names = [name for group in plan.groups for name in group.linears] + list(plan.unscaled)
     matrices = {
         name: checkpoint.tensors[name].dequantize()
@@ -146,15 +154,6 @@ class Divergence:
 
     kld: npt.NDArray[np.float64]
     same_best: npt.NDArray[np.bool_]
-
-    def to_json(self) -> dict[str, float]:
-        average = mean(self.kld)
-        return {
-            "mean": average.value,
-            "standard_error": average.error,
-            "p99": quantile(self.kld, 0.99).value,
-            "same_best": float(self.same_best.mean()),
-        }
 
 
 def divergence_of(subject: Subject, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Divergence:
@@ -208,10 +207,23 @@ def with_blocks(checkpoint: Checkpoint, type_name: str, data: Mapping[str, Bytes
     return replace(checkpoint, tensors=tensors)
 
 
+@dataclass
+class Outcome:
+    """One type, with or without importance, in one subject; by who made it: "nybble", "llama.cpp"."""
+
+    eligible: list[str]
+    left: list[str]
+    """Linears that stay float32."""
+    divergences: dict[str, Divergence]
+    errors: dict[str, list[float]]
+    """Weighted errors, one entry a matrix."""
+    seconds: dict[str, float]
+
+
 def compare(
     subject: Subject, theirs: GgmlQuantizer, type_name: str, weighed: bool, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """One row of the table."""
+) -> Outcome:
+    """Quantizes and measures."""
     threads = arguments.threads
     block = ENCODINGS[type_name].block_size
     eligible = [name for name, values in subject.matrices.items() if values.shape[1] % block == 0]
@@ -223,24 +235,17 @@ def compare(
     def peer(name: str, values: Floats, weights: Floats | None) -> Bytes:
         return theirs.quantize(values, type_name, weights, threads)
 
-    result: dict[str, Any] = {
-        "type": type_name,
-        "importance": weighed,
-        "matrices": len(eligible),
-        "weights": sum(subject.matrices[name].size for name in eligible),
-        "float32": sorted(set(subject.matrices) - set(eligible)),
-    }
+    outcome = Outcome(eligible, sorted(set(subject.matrices) - set(eligible)), {}, {}, {})
     if not eligible:
-        return result
+        return outcome
     makers: dict[str, Quantize] = {"nybble": ours}
     if weighed or type_name not in NEEDS_IMPORTANCE:
         makers["llama.cpp"] = peer
         theirs.prepare(type_name)  # its tables, made once a process, do not count
-    divergences: dict[str, Divergence] = {}
-    errors: dict[str, list[float]] = {}
     for maker, quantize in makers.items():
         made = make(subject, eligible, importance, quantize, arguments.clock)
-        errors[maker] = [
+        outcome.seconds[maker] = made.seconds
+        outcome.errors[maker] = [
             weighted_error(
                 subject.matrices[name],
                 type_name,
@@ -249,19 +254,54 @@ def compare(
             )
             for name in eligible
         ]
-        found = divergence_of(subject, with_blocks(subject.checkpoint, type_name, made.data), arguments)
-        divergences[maker] = found
-        result[maker] = {**found.to_json(), "seconds": made.seconds}
-    if len(makers) == 2:
-        difference = mean(divergences["nybble"].kld - divergences["llama.cpp"].kld)
-        result["difference"] = difference.value
-        result["difference_error"] = difference.error
-        ratios = np.array(errors["nybble"]) / np.maximum(errors["llama.cpp"], 1e-30)
-        result["error_ratio"] = float(np.exp(np.log(np.maximum(ratios, 1e-30)).mean()))
-        result["error_ratio_max"] = float(ratios.max())
-        result["worst_matrix"] = eligible[int(ratios.argmax())]
-        result["times_as_fast"] = result["llama.cpp"]["seconds"] / result["nybble"]["seconds"]
-    return result
+        quantized = with_blocks(subject.checkpoint, type_name, made.data)
+        outcome.divergences[maker] = divergence_of(subject, quantized, arguments)
+    return outcome
+
+
+def overall(values: npt.NDArray[np.float64]) -> Estimate:
+    """The mean of (seeds, tokens); see the top of this file."""
+    over_tokens = mean(values.mean(axis=0))
+    over_seeds = mean(values.mean(axis=1))
+    return Estimate(over_tokens.value, float(np.hypot(over_tokens.error, over_seeds.error)))
+
+
+def summary(type_name: str, weighed: bool | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One row of the table, of what all seeds gave."""
+    first = outcomes[0]
+    result: dict[str, Any] = {
+        "type": type_name,
+        "importance": weighed,
+        "matrices": len(first.eligible),
+        "float32": first.left,
+    }
+    klds = {}
+    for maker in first.divergences:
+        klds[maker] = np.stack([outcome.divergences[maker].kld for outcome in outcomes])
+        average = overall(klds[maker])
+        result[maker] = {
+            "mean": average.value,
+            "standard_error": average.error,
+            "p99": quantile(klds[maker].reshape(-1), 0.99).value,
+            "same_best": float(np.mean([outcome.divergences[maker].same_best for outcome in outcomes])),
+            "seconds": float(np.mean([outcome.seconds[maker] for outcome in outcomes])),
+        }
+    if len(klds) < 2:
+        return result
+    by_token = klds["nybble"] - klds["llama.cpp"]
+    difference = overall(by_token)
+    errors = {maker: np.array([outcome.errors[maker] for outcome in outcomes]) for maker in klds}
+    ratios = np.maximum(errors["nybble"], 1e-30) / np.maximum(errors["llama.cpp"], 1e-30)
+    return {
+        **result,
+        "difference": difference.value,
+        "difference_error": difference.error,
+        "difference_by_seed": by_token.mean(axis=1).tolist(),
+        "error_ratio": float(np.exp(np.log(ratios).mean())),
+        "error_ratio_max": float(ratios.max()),
+        "worst_matrix": first.eligible[int(ratios.max(axis=0).argmax())],
+        "times_as_fast": result["llama.cpp"]["seconds"] / result["nybble"]["seconds"],
+    }
 
 
 def digits(value: float) -> str:
@@ -330,6 +370,7 @@ def main() -> int:
     moved = parser.add_mutually_exclusive_group()
     moved.add_argument("--importance", type=Path, help="an importance matrix of this very model")
     moved.add_argument("--off-grid", type=float, default=0.0, metavar="DEVIATION")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --off-grid; default: 0")
     parser.add_argument("--calibration-windows", type=int, default=64, help="of 512 tokens")
     parser.add_argument("--precision", choices=("f32", "fast"), default="f32")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -337,21 +378,25 @@ def main() -> int:
     arguments = parser.parse_args()
     if wrong := [name for name in arguments.types if name not in BLOCK_TYPES]:
         parser.error(f"no such type: {', '.join(wrong)}; there are {', '.join(BLOCK_TYPES)}")
+    if len(arguments.seeds) > 1 and not arguments.off_grid:
+        parser.error("--seeds are other ways of moving the model: they need --off-grid")
     theirs = GgmlQuantizer(arguments.library)
-    results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        subject = subject_of(arguments, Path(folder))
-        alone = divergence_of(subject, subject.checkpoint, arguments)
-        results.append(
-            {
-                "type": NONE, "importance": None, "matrices": 0, "weights": 0, "float32": [],
-                "nybble": {**alone.to_json(), "seconds": 0.0},
-            }
-        )  # fmt: skip
-        for type_name in arguments.types or BLOCK_TYPES:
-            for weighed in (False, True):
-                results.append(compare(subject, theirs, type_name, weighed, arguments))
-                note(str({key: value for key, value in results[-1].items() if key != "float32"}))
+    types = arguments.types or BLOCK_TYPES
+    rows: list[tuple[str, bool | None]] = [(NONE, None), *product(types, (False, True))]
+    outcomes: dict[tuple[str, bool | None], list[Outcome]] = {row: [] for row in rows}
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            subject = subject_of(arguments, Path(folder), seed)
+            for type_name, weighed in rows:
+                if weighed is None:
+                    alone = divergence_of(subject, subject.checkpoint, arguments)
+                    outcome = Outcome([], [], {"nybble": alone}, {}, {"nybble": 0.0})
+                else:
+                    outcome = compare(subject, theirs, type_name, weighed, arguments)
+                outcomes[type_name, weighed].append(outcome)
+                so_far = summary(type_name, weighed, outcomes[type_name, weighed])
+                note(str({key: value for key, value in so_far.items() if key != "float32"}))
+    results = [summary(*row, found) for row, found in outcomes.items()]
     lines = [line_of(result) for result in results if "nybble" in result]
     text = "\n".join([table(HEADER, lines), "", *left_out(results)])
     about = {
