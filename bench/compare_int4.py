@@ -29,38 +29,19 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from compare_builder import build, folder_bytes
 from compare_quality import windows_of
+from divergences import Divergences, divergences_of
 from harness import MB, Worker, add_common_arguments, facts, note, show, table
 
-from nybble.evaluate.estimates import Estimate, mean, quantile
-from nybble.evaluate.measures import measure
+from nybble.evaluate.estimates import Estimate, mean
 
 ALGORITHMS = ("default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")
 ENGINES = ("onnxruntime", "f32")
-
-
-@dataclass
-class Divergence:
-    """One folder by one engine, one entry a token."""
-
-    kld: npt.NDArray[np.float64]
-    same_best: npt.NDArray[np.bool_]
-
-    def to_json(self) -> dict[str, float]:
-        average = mean(self.kld)
-        return {
-            "mean": average.value,
-            "standard_error": average.error,
-            "p99": quantile(self.kld, 0.99).value,
-            "same_best": float(self.same_best.mean()),
-        }
 
 
 def make(arguments: argparse.Namespace) -> dict[str, Path]:
@@ -112,12 +93,10 @@ def worker_of(engine: str, folder: Path, arguments: argparse.Namespace) -> Worke
     )  # fmt: skip
 
 
-def divergences(
-    arguments: argparse.Namespace, folders: Mapping[str, Path]
-) -> dict[str, dict[str, Divergence]]:
+def measured(arguments: argparse.Namespace, folders: Mapping[str, Path]) -> dict[str, dict[str, Divergences]]:
     """By engine and name."""
     windows = windows_of(arguments.source, arguments.text, arguments.tokens, arguments.window)
-    result: dict[str, dict[str, Divergence]] = {engine: {} for engine in arguments.engines}
+    result: dict[str, dict[str, Divergences]] = {engine: {} for engine in arguments.engines}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         originals = logits_into(
             Path(scratch) / "original", worker_of("f32", arguments.source, arguments), windows
@@ -126,15 +105,8 @@ def divergences(
             for name, folder in folders.items():
                 # The files of one folder are replaced by the next one's.
                 paths = logits_into(Path(scratch) / "folder", worker_of(engine, folder, arguments), windows)
-                parts = []
-                for original, path in zip(originals, paths, strict=True):
-                    expected = np.load(original, mmap_mode="r")
-                    nothing = [0] * len(expected)  # which token really follows does not matter here
-                    other = np.load(path, mmap_mode="r")
-                    parts.append(measure(expected, [other], nothing, threads=arguments.threads)[1])
-                found = Divergence(
-                    np.concatenate([rows.kld for rows in parts]),
-                    np.concatenate([rows.best == rows.reference_best for rows in parts]),
+                found = divergences_of(
+                    originals, (np.load(path, mmap_mode="r") for path in paths), arguments.threads
                 )
                 result[engine][name] = found
                 note(f"{name} by {engine}: {found.kld.mean():.5f}")
@@ -148,7 +120,7 @@ def shown(of: Estimate | None, *, sign: bool = False) -> str:
 
 
 def rows_of(
-    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, Divergence]], against: Sequence[str]
+    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, Divergences]], against: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One entry for each folder and engine."""
     rows = []
@@ -220,7 +192,7 @@ def main() -> None:
     against = arguments.against or [name for name in folders if name.startswith("builder ")]
     if unknown := sorted(set(against) - set(folders)):
         parser.error(f"--against: no folder {', '.join(unknown)}; there are {', '.join(folders)}")
-    rows = rows_of(folders, divergences(arguments, folders), against)
+    rows = rows_of(folders, measured(arguments, folders), against)
     about = {**facts(), "source": str(arguments.source), "tokens": arguments.tokens}
     show(arguments, {**about, "window": arguments.window, "results": rows}, text_of(rows, against))
 

@@ -45,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from divergences import Divergences, divergences_of
 from harness import add_common_arguments, facts, note, show, table
 from quantize_methods import off_grid, plain, windows_of
 
@@ -55,7 +56,6 @@ from nybble.checkpoint.encodings.base import Bytes
 from nybble.devices.base import BatchItem
 from nybble.devices.cpu import compile_session
 from nybble.evaluate.estimates import Estimate, mean, quantile
-from nybble.evaluate.measures import measure
 from nybble.loading import read_checkpoint
 from nybble.models import build_graph
 from nybble.quantize.blocks import BLOCK_TYPES, quantize_blocks
@@ -148,26 +148,10 @@ def logits_of(
     session.close()
 
 
-@dataclass
-class Divergence:
-    """What was measured of one quantized model, one entry a token."""
-
-    kld: npt.NDArray[np.float64]
-    same_best: npt.NDArray[np.bool_]
-
-
-def divergence_of(subject: Subject, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Divergence:
-    """KL divergence of a model from the original."""
-    parts = []
+def measured(subject: Subject, checkpoint: Checkpoint, arguments: argparse.Namespace) -> Divergences:
+    """KL divergences of a model from the original."""
     found = logits_of(checkpoint, subject.windows, arguments.threads, arguments.precision)
-    for file, logits in zip(subject.logits, found, strict=True):
-        original = np.load(file, mmap_mode="r")
-        nothing = [0] * len(original)  # which token really follows does not matter here
-        parts.append(measure(original, [logits], nothing, threads=arguments.threads)[1])
-    return Divergence(
-        np.concatenate([rows.kld for rows in parts]),
-        np.concatenate([rows.best == rows.reference_best for rows in parts]),
-    )
+    return divergences_of(subject.logits, found, arguments.threads)
 
 
 @dataclass
@@ -214,7 +198,7 @@ class Outcome:
     eligible: list[str]
     left: list[str]
     """Linears that stay float32."""
-    divergences: dict[str, Divergence]
+    divergences: dict[str, Divergences]
     errors: dict[str, list[float]]
     """Weighted errors, one entry a matrix."""
     seconds: dict[str, float]
@@ -255,7 +239,7 @@ def compare(
             for name in eligible
         ]
         quantized = with_blocks(subject.checkpoint, type_name, made.data)
-        outcome.divergences[maker] = divergence_of(subject, quantized, arguments)
+        outcome.divergences[maker] = measured(subject, quantized, arguments)
     return outcome
 
 
@@ -389,7 +373,7 @@ def main() -> int:
             subject = subject_of(arguments, Path(folder), seed)
             for type_name, weighed in rows:
                 if weighed is None:
-                    alone = divergence_of(subject, subject.checkpoint, arguments)
+                    alone = measured(subject, subject.checkpoint, arguments)
                     outcome = Outcome([], [], {"nybble": alone}, {}, {"nybble": 0.0})
                 else:
                     outcome = compare(subject, theirs, type_name, weighed, arguments)
