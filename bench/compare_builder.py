@@ -43,6 +43,28 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def build(
+    arguments: argparse.Namespace,
+    source: Path,
+    folder: Path,
+    precision: str,
+    provider: str,
+    cache: Path,
+    *options: str,
+) -> float:
+    """Has the builder make a folder, with its own extra options (``key=value``); seconds."""
+    command = [arguments.genai_python, Path(__file__).with_name("run_builder.py"), "-i", source]
+    command += ["-o", folder, "-p", precision, "-e", provider, "-c", cache]
+    if options:
+        command += ["--extra_options", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    started = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"the builder failed: {done.stderr[-2000:]}")
+    return time.perf_counter() - started
+
+
 def make(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, dict[str, Path]]:
     """The folders of one model: by target, the builder's and nybble's; and the float32 source."""
     import nybble
@@ -56,14 +78,8 @@ def make(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, 
         precision, provider = BUILDER[target]
         ours, theirs = scratch / f"nybble-{target}", scratch / f"builder-{target}"
         if not theirs.exists():
-            command = [arguments.genai_python, Path(__file__).with_name("run_builder.py"), "-i", source]
-            command += ["-o", theirs, "-p", precision, "-e", provider, "-c", scratch / "cache"]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-            started = time.perf_counter()
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise SystemExit(f"the builder failed: {done.stderr[-2000:]}")
-            note(f"{target}: built by onnxruntime-genai in {time.perf_counter() - started:.1f} s")
+            seconds = build(arguments, source, theirs, precision, provider, scratch / "cache")
+            note(f"{target}: built by onnxruntime-genai in {seconds:.1f} s")
         options = {"method": "rtn"} if target == "onnx-dml-int4" else {}
         started = time.perf_counter()
         nybble.convert(source, ours, to=target, overwrite=True, **options)

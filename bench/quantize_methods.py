@@ -58,9 +58,9 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=tensors)
 
 
-def off_grid(checkpoint: Checkpoint, plan: FoldingPlan, deviation: float) -> Checkpoint:
+def off_grid(checkpoint: Checkpoint, plan: FoldingPlan, deviation: float, seed: int = 0) -> Checkpoint:
     """The same function with random scales of the input features."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     tensors = dict(checkpoint.tensors)
     for group in plan.groups:
         scales = np.exp(random.normal(size=group.scales) * deviation).astype(np.float32)

@@ -47,6 +47,14 @@ struct Weights {
         for (int i = 0; i < n; ++i) total += weighted ? w[i] : 1.0f;
         return total;
     }
+    // The column that weighs most, the first of several.
+    int heaviest(int n) const {
+        int found = 0;
+        for (int i = 1; weighted && i < n; ++i) {
+            if (w[found] < w[i]) found = i;
+        }
+        return found;
+    }
 };
 
 template <int size, int bytes>

@@ -170,36 +170,28 @@ Candidate = tuple[float, float]
 """Stretch and shift: the codes are those of 1 + stretch / high times the range, moved up by shift codes."""
 
 
-def affine_sums(
-    x: Floats, w: Floats, high: float, *, low: Floats, per_code: Floats, shift: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Sums of w * code, w * code^2 and w * (x - low) * code."""
-    q = np.zeros(len(x), np.float32)
-    qq, uq = q, q
-    for i in range(x.shape[1]):
-        u = x[:, i] - low
-        code = np.rint(np.clip(u * per_code + shift, Zero, np.float32(high)))
-        q = q + w[i] * code
-        qq = qq + code * (w[i] * code)
-        uq = uq + u * (w[i] * code)
-    return q, qq, uq
-
-
 def search_affine(
-    x: Floats, w: Floats, high: float, candidates: Sequence[Candidate], rounds: int, *, below_zero: bool
+    x: Floats, w: Floats | None, high: float, candidates: Sequence[Candidate], rounds: int, *, below_zero: bool
 ) -> AffineFit:
-    """The best scale and offset; with ``below_zero`` the offset is not positive."""
+    """The best scale and offset; with ``below_zero`` the offset is not positive.
+
+    ``w`` None: all columns weigh alike. Sums are of values and codes less those of the heaviest column, which
+    can have nearly all of the weight; without weights less the smallest value.
+    """
     low, top = x.min(axis=1), x.max(axis=1)
     if below_zero:
         low = np.minimum(low, Zero)
+    weights = np.ones(x.shape[1], np.float32) if w is None else w
+    heaviest = int(np.argmax(weights))
+    base = low if w is None else x[:, heaviest]
     u = np.zeros(len(x), np.float32)
     total = Zero
     for i in range(x.shape[1]):
-        u = u + w[i] * (x[:, i] - low)
-        total = total + w[i]
+        u = u + weights[i] * (x[:, i] - base)
+        total = total + weights[i]
     per_total = One / total
     per_range = inverse(top - low)
-    most = Zero - low
+    most = Zero - base
 
     scale, offset, gain, mean = np.zeros_like(u), u * per_total, u * (u * per_total), np.zeros_like(u)
     if below_zero:
@@ -210,28 +202,44 @@ def search_affine(
         if k < len(candidates):
             stretch, shift = candidates[k]
             per_code = per_range * (np.float32(high) + np.float32(stretch))
-            sums = affine_sums(x, w, high, low=low, per_code=per_code, shift=np.full_like(u, shift))
+            add = np.full_like(u, shift)
         else:
             per_code = inverse(scale)
-            sums = affine_sums(x, w, high, low=low, per_code=per_code, shift=Zero - offset * per_code)
-        q, qq, uq = sums
+            add = ((low - base) - offset) * per_code
+        codes = np.rint(np.clip((x - low[:, None]) * per_code[:, None] + add[:, None], Zero, np.float32(high)))
+        base_code = np.zeros_like(u) if w is None else codes[:, heaviest]
+        q = np.zeros_like(u)
+        qq, uq = q, q
+        for i in range(x.shape[1]):
+            c = codes[:, i] - base_code
+            q = q + weights[i] * c
+            qq = qq + c * (weights[i] * c)
+            uq = uq + (x[:, i] - base) * (weights[i] * c)
         numerator = uq - q * (u * per_total)
         # Where one code has nearly all the weight, what is left is rounding noise: no scale then.
         difference = qq - q * (q * per_total)
         new_scale = np.where(qq * np.float32(2e-5) < difference, ratio(numerator, difference), Zero)
         new_offset = (u - new_scale * q) * per_total
         new_gain = u * (u * per_total) + new_scale * numerator
+        if w is not None:
+            new_offset = new_offset - new_scale * base_code
         if below_zero:
             above = most < new_offset
-            scale0 = ratio(uq - most * q, qq)
-            gain0 = most * (u + u - most * total) + scale0 * scale0 * qq
+            if w is None:
+                scale0 = ratio(uq - most * q, qq)
+                gain0 = most * (u + u - most * total) + scale0 * scale0 * qq
+            else:
+                shifted = q + base_code * total
+                scale0 = ratio(uq + base_code * u - most * shifted, qq + base_code * (q + shifted))
+                e = most + scale0 * base_code
+                gain0 = e * (u + u - e * total) + scale0 * (uq + uq - (e + e) * q - scale0 * qq)
             new_scale = np.where(above, scale0, new_scale)
             new_offset = np.where(above, most, new_offset)
             new_gain = np.where(above, gain0, new_gain)
         better = gain < new_gain
         gain, scale = np.where(better, new_gain, gain), np.where(better, new_scale, scale)
-        offset, mean = np.where(better, new_offset, offset), np.where(better, q * per_total, mean)
-    return AffineFit(scale, low + offset, mean, low)
+        offset, mean = np.where(better, new_offset, offset), np.where(better, base_code + q * per_total, mean)
+    return AffineFit(scale, base + offset, mean, low)
 
 
 def with_minimum(
@@ -240,7 +248,8 @@ def with_minimum(
     """Blocks (n, size) with a float16 scale and a float16 minimum."""
     blocks = blocks_of(values)
     w = block_weights(importance, values.shape[1])
-    fit = search_affine(blocks.x, w, high, candidates, rounds, below_zero=False)
+    given = None if importance is None else w
+    fit = search_affine(blocks.x, given, high, candidates, rounds, below_zero=False)
     room = np.float32(65504) / blocks.unit
     inside = np.minimum(np.maximum(fit.offset, Zero - room), room)
     offset = blocks.as_half(np.where(room < np.abs(fit.low), fit.offset, inside))
