@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,3 +187,21 @@ def test_any_values_are_quantized_better_than_to_zero(
     if weights is None and name not in ("q1_0", "nvfp4"):
         error = ((decoded - values) ** 2).sum()
         assert error <= (values.astype(np.float64) ** 2).sum() * 1.01 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["q4_1", "q5_1", "q2_k", "q4_k", "q5_k"])
+def test_a_column_with_nearly_all_the_weight_leaves_the_others_their_scale(name: str) -> None:
+    """Sums that it dominates must not cancel: the others keep about the error that they have without it."""
+    values = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    importance = np.full(256, 0.02, np.float32)
+    importance[77] = 39007.0
+
+    def errors(weights: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64]:
+        data = quantize_blocks(values, name, importance=weights, threads=1)
+        difference = ENCODINGS[name].dequantize(data).reshape(values.shape) - values
+        return np.mean(difference.astype(np.float64) ** 2, axis=0)
+
+    plain, weighed = errors(None), errors(importance)
+    others = np.arange(256) != 77
+    assert weighed[77] < plain[77] / 3
+    assert weighed[others].mean() < 2 * plain[others].mean()

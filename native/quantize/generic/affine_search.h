@@ -78,8 +78,7 @@ NYBBLE_NOINLINE void solve_affine(const AffineSums& s, const AffineBlock& block,
             const Lanes r = s.base_code, shifted = s.q + r * block.total;
             scale0 = ratio(s.uq + r * u - most * shifted, s.qq + r * (s.q + shifted));
             const Lanes e = most + scale0 * r;  // what the base's own code leaves of it
-            gain0 = e * (u + u - e * block.total) +
-                    scale0 * (s.uq + s.uq - (e + e) * s.q - scale0 * s.qq);
+            gain0 = e * (u + u - e * block.total) + scale0 * (s.uq + s.uq - (e + e) * s.q - scale0 * s.qq);
         } else {
             scale0 = ratio(s.uq - most * s.q, s.qq);
             gain0 = most * (u + u - most * block.total) + scale0 * scale0 * s.qq;

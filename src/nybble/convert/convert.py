@@ -15,6 +15,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from nybble.checkpoint.checkpoint import Checkpoint
+from nybble.checkpoint.encodings.affine import affine_format
+from nybble.checkpoint.encodings.base import Bytes, Floats
 from nybble.checkpoint.forms import in_form
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert import carried
@@ -38,6 +40,7 @@ from nybble.convert.manifest import (
 from nybble.convert.plan import TensorPlan, make_plan, planned_size
 from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
+from nybble.convert.rules import EMBEDDING, OUTPUT
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
@@ -45,6 +48,7 @@ from nybble.errors import ConversionError, UnsupportedError
 from nybble.formats.adapter import is_adapter
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError, require_space, staged_file, staged_folder
+from nybble.quantize.rtn import quantize_rtn
 from nybble.text.tokenizer import FolderTokenizerSource
 
 if TYPE_CHECKING:
@@ -248,8 +252,23 @@ class _Worker:
                 how=plan.relation.how,
                 done=None if exact else self._note(plan.tensor.name),
                 look=self._look(plan) if exact and plan.target.block_size == 1 else None,
+                quantize=None if exact else self._unclipped(plan),
             )
         return _releasing(tensor)
+
+    def _unclipped(self, plan: TensorPlan) -> Callable[[Floats], Bytes] | None:
+        """What rounds the matrix of the logits to integers in groups: its largest values are not cut off.
+
+        A few of its inputs are hundreds of times larger than the rest (the final norm sees to that), so that
+        a cut that makes the mean error smaller can make that of the logits larger. Which ones, only a
+        calibration knows.
+        """
+        form = affine_format(plan.target.name)
+        tied = self._read.config.tie_word_embeddings
+        if form is None or form.has_minimum or plan.tensor.name != (EMBEDDING if tied else OUTPUT):
+            return None
+        columns = plan.tensor.shape[-1]
+        return lambda values: quantize_rtn(values.reshape(-1, columns), form, clipping=False, threads=1)
 
     def _look(self, plan: TensorPlan) -> Callable[[], Look | None] | None:
         keeper = self._keeper

@@ -171,7 +171,13 @@ Candidate = tuple[float, float]
 
 
 def search_affine(
-    x: Floats, w: Floats | None, high: float, candidates: Sequence[Candidate], rounds: int, *, below_zero: bool
+    x: Floats,
+    w: Floats | None,
+    high: float,
+    candidates: Sequence[Candidate],
+    rounds: int,
+    *,
+    below_zero: bool,
 ) -> AffineFit:
     """The best scale and offset; with ``below_zero`` the offset is not positive.
 
@@ -206,7 +212,9 @@ def search_affine(
         else:
             per_code = inverse(scale)
             add = ((low - base) - offset) * per_code
-        codes = np.rint(np.clip((x - low[:, None]) * per_code[:, None] + add[:, None], Zero, np.float32(high)))
+        codes = np.rint(
+            np.clip((x - low[:, None]) * per_code[:, None] + add[:, None], Zero, np.float32(high))
+        )
         base_code = np.zeros_like(u) if w is None else codes[:, heaviest]
         q = np.zeros_like(u)
         qq, uq = q, q

@@ -142,7 +142,8 @@ def affine_super_block(
     sum_x, total = [], []
     largest_scale = largest_minimum = np.zeros(len(values), np.float32)
     for one in slices:
-        fit = search_affine(blocks.x[:, one], w[one], high, candidates, polish, below_zero=True)
+        given = None if importance is None else w[one]
+        fit = search_affine(blocks.x[:, one], given, high, candidates, polish, below_zero=True)
         fits.append(fit)
         largest_scale = np.maximum(fit.scale, largest_scale)
         largest_minimum = np.maximum(Zero - fit.offset, largest_minimum)

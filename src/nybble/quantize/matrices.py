@@ -46,22 +46,39 @@ def check_encoding(name: str) -> None:
 
 
 def round_matrix(
-    values: Floats, name: str, *, importance: Floats | None = None, threads: int | None = None
+    values: Floats,
+    name: str,
+    *,
+    importance: Floats | None = None,
+    clipping: bool = True,
+    threads: int | None = None,
 ) -> Bytes:
-    """Float32 (rows, columns) to nearest, columns weighing as ``importance`` (columns,) says."""
+    """Float32 (rows, columns) to nearest, columns weighing as ``importance`` (columns,) says.
+
+    ``clipping`` is of affine encodings: see ``quantize_rtn``.
+    """
     form = affine_format(name)
     if form is not None:
-        return quantize_rtn(values, form, importance=importance, threads=threads)
+        return quantize_rtn(values, form, clipping=clipping, importance=importance, threads=threads)
     return quantize_blocks(values, name, importance=importance, threads=threads)
 
 
-def round_plainly(tensor: Tensor, name: str, importance: Floats | None) -> MadeTensor:
-    """A matrix rounded to nearest, computed when its data is asked for; use the result's errors after."""
+def round_plainly(
+    tensor: Tensor, name: str, importance: Floats | None, *, output: bool = False
+) -> MadeTensor:
+    """A matrix rounded to nearest.
+
+    ``output``: the matrix of the logits, of which without importance nothing is cut off: a few of its inputs
+    are hundreds of times larger than the others.
+    """
     columns = tensor.shape[-1]
     noted: list[ValueErrors] = []
+    clipping = importance is not None or not output
 
     def quantize(values: Floats) -> Bytes:
-        return round_matrix(values.reshape(-1, columns), name, importance=importance, threads=1)
+        return round_matrix(
+            values.reshape(-1, columns), name, importance=importance, clipping=clipping, threads=1
+        )
 
     made = recoded(tensor, encoding(name), done=noted.append, quantize=quantize)
     done = made.changed(data=made.data)

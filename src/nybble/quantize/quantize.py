@@ -27,6 +27,7 @@ from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import Made, MadeTensor
 from nybble.convert.manifest import FileHash, hash_file, input_files
+from nybble.convert.rules import EMBEDDING, OUTPUT
 from nybble.convert.targets import destination
 from nybble.convert.tied import tied_again
 from nybble.errors import ConversionError, UnsupportedError
@@ -339,7 +340,9 @@ def _plainly(
     """Matrices rounded to nearest."""
     for number, name in enumerate(names):
         weights = None if job.importance is None else job.importance.weights(name)
-        yield name, round_plainly(job.checkpoint.tensors[name], job.encodings[name], weights)
+        tensor = job.checkpoint.tensors[name]
+        output = name == (EMBEDDING if job.checkpoint.config.tie_word_embeddings else OUTPUT)
+        yield name, round_plainly(tensor, job.encodings[name], weights, output=output)
         progress((number + 1) / len(names))
 
 
