@@ -13,12 +13,13 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 import nybble
 from nybble.checkpoint.checkpoint import Checkpoint
@@ -304,7 +305,7 @@ def _probe_windows(checkpoint: Checkpoint, options: CalibrationOptions) -> list[
     return [[int(token) for token in window] for window in windows]
 
 
-def _fingerprint(checkpoint: Checkpoint, windows: Sequence[Sequence[int]], more: str) -> str:
+def _fingerprint(checkpoint: Checkpoint, windows: Iterable[npt.ArrayLike], more: str) -> str:
     source = checkpoint.source
     files = [] if source is None else input_files(source, checkpoint.metadata)
     digest = hashlib.sha256(more.encode())
