@@ -125,7 +125,11 @@ class Spool:
                     raise ValueError(f"hidden states are {hidden.dtype} {hidden.shape}")
                 return layer, hidden
         except _DAMAGED as error:
-            raise FormatError(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
+            raise self.damaged(path.name, error) from error
+
+    def damaged(self, name: str, error: Exception) -> FormatError:
+        """The error for a file of the spool that is not as it was written."""
+        return FormatError(f"{self.folder / name}: is damaged ({error}); remove {self.folder} to begin anew")
 
     def remove(self) -> None:
         """The result is safe elsewhere."""
@@ -139,7 +143,7 @@ class Spool:
                 raise ValueError(f"{place.name} has {place.stat().st_size} bytes, not {content['nbytes']}")
             return {row["name"]: _made(place, row, content["nbytes"]) for row in content["tensors"]}
         except (OSError, ValueError, LookupError, TypeError, UnsupportedError) as error:
-            raise FormatError(f"{index}: is damaged ({error}); remove {self.folder} to begin anew") from error
+            raise self.damaged(index.name, error) from error
 
 
 def _made(place: Path, row: Mapping[str, Any], end: int) -> MadeTensor:
