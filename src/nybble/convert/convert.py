@@ -153,7 +153,7 @@ def convert(
         ordered, notes = columns_in_order(formed, place.rules.form, merge.choice)
         notes += [*_notes(read), *(() if made is None else made.notes)]
         plans = make_plan(
-            ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred, merge.made
+            ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred, made=merge.made
         )
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, made, _keeper(place, stage.path))

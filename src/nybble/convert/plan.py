@@ -55,6 +55,7 @@ def make_plan(
     choice: Choice,
     changes: Mapping[str, Change] | None = None,
     preferred: Mapping[str, str] | None = None,
+    *,
     made: Collection[str] = (),
 ) -> list[TensorPlan]:
     """The plan for every tensor of a checkpoint that is in the target's form.
