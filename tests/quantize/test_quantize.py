@@ -26,6 +26,7 @@ from nybble.formats.huggingface.writer import write_huggingface_folder
 from nybble.formats.output import OutputError
 from nybble.loading import read_checkpoint
 from nybble.quantize import layer_quantizer
+from nybble.quantize import quantize as module
 from nybble.quantize.calibrate import LayerProgress, calibrate
 from nybble.quantize.importance import read_importance
 from nybble.quantize.matrices import round_matrix
@@ -467,6 +468,16 @@ def test_a_matrix_that_stays_is_in_the_order_of_the_inputs(sorted_columns: Path,
             UnsupportedError,
             r"model\.embed_tokens\.weight: safetensors cannot hold it as int8_g64_f16",
         ),
+        (
+            {"recipe": "int4-awq", "to": "safetensors", "encodings": {"*.v_proj.weight": "int8_g64_f16"}},
+            UnsupportedError,
+            r"v_proj\.weight \(int8_g64_f16\): AWQ has 4 bits only",
+        ),
+        (
+            {"recipe": "int4-gptq", "to": "safetensors", "encodings": {"*.v_proj.weight": "int8_g64_f16"}},
+            UnsupportedError,
+            r"v_proj\.weight \(int8_g64_f16\): GPTQ has one width for all weights",
+        ),
         ({"importance": "nothing.gguf"}, NotFoundError, r"nothing\.gguf"),
         ({"method": "awq", "calibration": CalibrationOptions(text=["no.txt"])}, NotFoundError, r"no\.txt"),
         (
@@ -478,8 +489,17 @@ def test_a_matrix_that_stays_is_in_the_order_of_the_inputs(sorted_columns: Path,
     ],
 )
 def test_what_cannot_be_done(
-    options: dict[str, object], error: type[Exception], message: str, llama: Path, tmp_path: Path
+    options: dict[str, object],
+    error: type[Exception],
+    message: str,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def begun(*_: object) -> None:
+        raise AssertionError("it was refused after work had begun")
+
+    monkeypatch.setattr(module, "run", begun)
     with pytest.raises(error, match=message):
         quantize(llama, tmp_path / "x.gguf", **{"recipe": "q4_0", **options})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ import numpy as np
 import nybble
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.tensor import Bytes
 from nybble.convert.act_order import PERMUTATION, columns_in_order
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
@@ -203,6 +204,8 @@ def quantize(
             named=_named(ordered, encodings or {}),
         )
     rounded, plain = _parted(ordered, wanted, place)
+    if packing is not None and rounded:
+        _check_packing(ordered, rounded, packing)
     settings = {
         "recipe": None if budget else chosen.name,
         **budget,
@@ -409,6 +412,24 @@ def _parted(
                 )
             rounded[name] = kind
     return rounded, plain
+
+
+def _check_packing(checkpoint: Checkpoint, rounded: Mapping[str, str], packing: str) -> None:
+    """Whether a packing of safetensors can hold them all together.
+
+    Raises:
+        UnsupportedError: it cannot; the message names a tensor and says why.
+    """
+    from nybble.formats.huggingface.quantized import pack_quantized
+
+    def unread() -> Bytes:
+        raise AssertionError("a packing is chosen by encodings alone")
+
+    tensors = {
+        name: tensor.changed(encoding=encoding(rounded[name]), data=unread) if name in rounded else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    pack_quantized(replace(checkpoint, tensors=tensors), packing)
 
 
 class _Meter:
