@@ -126,7 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         display.close()
-        state = Path(arguments.output + SUFFIX)
+        output = Path(arguments.output)
+        state = output.with_name(output.name + SUFFIX)
         if state.is_dir():
             console.note(f"interrupted; the same command goes on from {state}")
         raise

@@ -152,7 +152,9 @@ def convert(
         formed, changes = in_form(restored.checkpoint, place.rules.form)
         ordered, notes = columns_in_order(formed, place.rules.form, merge.choice)
         notes += [*_notes(read), *(() if made is None else made.notes)]
-        plans = make_plan(ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred)
+        plans = make_plan(
+            ordered, place.rules, merge.choice, merge.changes(changes), restored.preferred, made=merge.made
+        )
         require_space(output.parent, planned_size(plans) + _ROOM)
         worker = _Worker(read, plans, restored.rebuilt, made, _keeper(place, stage.path))
         converted = replace(ordered, tensors=worker.tensors())

@@ -8,7 +8,7 @@ what the choices are: to allow the loss, or to name an encoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -55,11 +55,15 @@ def make_plan(
     choice: Choice,
     changes: Mapping[str, Change] | None = None,
     preferred: Mapping[str, str] | None = None,
+    *,
+    made: Collection[str] = (),
 ) -> list[TensorPlan]:
     """The plan for every tensor of a checkpoint that is in the target's form.
 
     ``changes`` are what the form did to tensors, ``preferred`` encodings that they had before an earlier
-    conversion: taken wherever that is exact and the caller names no other.
+    conversion: taken wherever that is exact and the caller names no other. ``made`` are names of tensors
+    with values that a quantizer has just rounded: that the form rounds them once more, in float32, needs
+    nobody's leave.
 
     Data is read only where it decides: whether scales fit, whether values survive. No tensor is
     planned to be lossy unless ``choice`` names its encoding or allows loss.
@@ -77,7 +81,8 @@ def make_plan(
         change = (changes or {}).get(tensor.name)
         planned = _preferred(tensor, rules, choice, preferred or {}) or _plan_one(tensor, rules, choice, same)
         plan = TensorPlan(tensor, planned[0], planned[1], planned[2], change)
-        if plan.relation.kind == "refused" or (plan.lossy and not (plan.asked or choice.allow_lossy)):
+        lossy = plan.relation.kind == "lossy" if tensor.name in made else plan.lossy
+        if plan.relation.kind == "refused" or (lossy and not (plan.asked or choice.allow_lossy)):
             problems.append(plan)
         plans.append(plan)
     if problems:

@@ -22,14 +22,16 @@ import numpy as np
 import nybble
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.tensor import Bytes
 from nybble.convert.act_order import PERMUTATION, columns_in_order
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import Made, MadeTensor
 from nybble.convert.manifest import FileHash, hash_file, input_files
-from nybble.convert.rules import EMBEDDING, OUTPUT
-from nybble.convert.targets import destination
+from nybble.convert.rules import EMBEDDING, OUTPUT, is_matrix
+from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
+from nybble.devices.cpu import longest_context
 from nybble.errors import ConversionError, UnsupportedError
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError
@@ -201,7 +203,9 @@ def quantize(
             importance=matrix is not None,
             named=_named(ordered, encodings or {}),
         )
-    rounded, plain = _parted(ordered, wanted)
+    rounded, plain = _parted(ordered, wanted, place)
+    if packing is not None and rounded:
+        _check_packing(ordered, rounded, packing)
     settings = {
         "recipe": None if budget else chosen.name,
         **budget,
@@ -280,6 +284,9 @@ def windows_of(checkpoint: Checkpoint, options: CalibrationOptions, *, singles: 
     """The windows of a calibration, and windows of ``singles`` different tokens of them, alone."""
     if checkpoint.tokenizer is None:
         raise UnsupportedError("the model has no tokenizer, which a calibration needs")
+    most = longest_context(checkpoint.config)
+    if not 2 <= options.window <= most:
+        raise UnsupportedError(f"windows of {options.window} tokens: the model takes 2 to {most} at a time")
     windows = calibration_windows(
         checkpoint,
         checkpoint.tokenizer.build(),
@@ -312,7 +319,10 @@ def _run_calibrated(
     ) as runner:
         found = spool.hidden()
         if found is not None:
-            runner.restore(*found)
+            try:
+                runner.restore(*found)
+            except ValueError as error:
+                raise spool.damaged("hidden.npz", error) from error
         meter.start(runner.layer)
         quantizer = LayerQuantizer(
             job.checkpoint, job.encodings, job.method, runner, threads=threads, progress=meter.rounding
@@ -332,6 +342,7 @@ def _run_calibrated(
             outer = quantizer.quantize(layers)
             rest = [name for name in _units(job.checkpoint, job.encodings)[layers] if name not in outer]
             spool.write(layers, {**outer, **dict(_plainly(job, rest, meter.rounding))})
+        meter.finished()
 
 
 def _plainly(
@@ -375,17 +386,50 @@ def _named(checkpoint: Checkpoint, patterns: Mapping[str, str]) -> dict[str, str
     return found
 
 
-def _parted(checkpoint: Checkpoint, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What is rounded to blocks, and what becomes plain numbers; the others stay as they are."""
+def _parted(
+    checkpoint: Checkpoint, wanted: Mapping[str, str], place: Destination
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What is rounded to blocks, and what becomes plain numbers; the others stay as they are.
+
+    Raises:
+        UnsupportedError: a matrix cannot be rounded to its encoding, or the target cannot hold that.
+    """
     rounded: dict[str, str] = {}
     plain: dict[str, str] = {}
     for name, kind in wanted.items():
-        if encoding(kind).block_size == 1:
+        tensor, row = checkpoint.tensors[name], encoding(kind)
+        # Now, before hours of work. In ONNX there are encodings with the same values for most of GGUF's.
+        if place.format != "onnx" and not place.rules.holds(tensor, row):
+            raise UnsupportedError(f"{name}: {place.rules.name} cannot hold it as {kind}")
+        if row.block_size == 1 or not is_matrix(tensor):
             plain[name] = kind
-        elif kind != checkpoint.tensors[name].encoding.name:
+        elif kind != tensor.encoding.name:
             check_encoding(kind)
+            columns = tensor.shape[-1]
+            if columns % row.block_size:
+                raise UnsupportedError(
+                    f"{name}: rows of {columns} are no multiple of {kind}'s blocks of {row.block_size}"
+                )
             rounded[name] = kind
     return rounded, plain
+
+
+def _check_packing(checkpoint: Checkpoint, rounded: Mapping[str, str], packing: str) -> None:
+    """Whether a packing of safetensors can hold them all together.
+
+    Raises:
+        UnsupportedError: it cannot; the message names a tensor and says why.
+    """
+    from nybble.formats.huggingface.quantized import pack_quantized
+
+    def unread() -> Bytes:
+        raise AssertionError("a packing is chosen by encodings alone")
+
+    tensors = {
+        name: tensor.changed(encoding=encoding(rounded[name]), data=unread) if name in rounded else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    pack_quantized(replace(checkpoint, tensors=tensors), packing)
 
 
 class _Meter:
@@ -395,6 +439,7 @@ class _Meter:
         self._layers = layers
         self._progress = progress
         self._layer = 0
+        self._rounded = False
         self._from = 0.0
         self._started = perf_counter()
 
@@ -405,12 +450,13 @@ class _Meter:
         self._started = perf_counter()
 
     def running(self, share: float) -> None:
-        """The text runs through the layer; about half of the work."""
-        self._tell(share / 2)
+        """The text runs through the layer, before and after its matrices are rounded: a third each."""
+        self._tell((2 + share) / 3 if self._rounded else share / 3)
 
     def rounding(self, share: float) -> None:
         """Matrices of the layer are rounded."""
-        self._tell((1 + share) / 2)
+        self._rounded = True
+        self._tell((1 + share) / 3)
 
     def within(self, layer: int) -> Callable[[float], None]:
         """For a layer in which nothing but rounding is done."""
@@ -420,7 +466,12 @@ class _Meter:
     def done(self, layer: int) -> None:
         """The layer is done."""
         self._layer = layer + 1
+        self._rounded = False
         self._tell(0.0)
+
+    def finished(self) -> None:
+        """Everything is done."""
+        self._tell(1.0)
 
     def _tell(self, share: float) -> None:
         if self._progress is None:

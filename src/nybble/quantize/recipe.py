@@ -20,6 +20,7 @@ and last eighth and every third between), which are llama.cpp's choices (``llama
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,7 @@ LEAST_GROUP = 16
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _FIRST = re.compile(r"first-([1-9]\d{0,3})")
 _LAYERS = ("first-eighth", "first-sixteenth", "middle", "more-bits")
+_TO = ("gguf", "safetensors", "onnx", *TARGETS)
 _RECIPE_KEYS = {"description", "to", "encoding", "method", "quantization", "rules"}
 _RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
 
@@ -120,7 +122,7 @@ class Recipe:
         Args:
             checkpoint: the model.
             to: the format or ONNX target: ``fitted_to`` says what it changes.
-            packing: of safetensors; AWQ and GPTQ have one group size for all matrices, the smallest.
+            packing: of safetensors; AWQ and GPTQ have one group size for all matrices.
             importance: whether an importance matrix is given.
             named: encodings by name that come before the rules; also of tensors that are no matrices.
 
@@ -211,17 +213,22 @@ def parse_recipe(data: bytes, name: str, where: str) -> Recipe:
         values = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{where}: is no TOML: {error}") from None
+    except RecursionError:
+        raise FormatError(f"{where}: is no recipe: its lists are nested too deeply") from None
     _check_keys(values, _RECIPE_KEYS, where)
     rules = values.get("rules", [])
     if not isinstance(rules, list):
         raise FormatError(f"{where}: rules is a list of tables: [[rules]]")
+    to = _text(values, "to", where, "gguf")
+    if to not in _TO:
+        raise FormatError(f"{where}: to is one of {', '.join(_TO)}, not {to!r}")
     method = _text(values, "method", where, "rtn")
     if method not in METHODS:
         raise FormatError(f"{where}: method is one of {', '.join(METHODS)}, not {method!r}")
     return Recipe(
         name=name,
         description=_text(values, "description", where, ""),
-        to=_text(values, "to", where, "gguf"),
+        to=to,
         encoding=_encoding(values, where),
         method=method,
         quantization=_packing(values, where),
@@ -338,11 +345,11 @@ def _chain(name: str, output: bool) -> Iterator[str]:
 
 
 def _with_one_group(names: Mapping[str, str]) -> dict[str, str]:
-    """The same with the smallest group size of all."""
+    """The same with one group size: the largest that divides all."""
     forms = {name: affine_format(kind) for name, kind in names.items()}
     sizes = [form.group_size for form in forms.values() if form is not None]
-    least = min(sizes, default=0)
+    size = math.gcd(*sizes)
     return {
-        name: kind if form is None else replace(form, group_size=least).name
+        name: kind if form is None else replace(form, group_size=size).name
         for (name, kind), form in zip(names.items(), forms.values(), strict=True)
     }

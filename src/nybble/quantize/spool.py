@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,17 @@ from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Bytes, Tensor
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import MadeTensor
-from nybble.errors import FormatError
-from nybble.formats.output import require_space, staged_file
+from nybble.errors import FormatError, UnsupportedError
+from nybble.formats.output import OutputError, require_space, staged_file
 
 SUFFIX = ".quantizing"
+
+_DAMAGED = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error,
+    struct.error,
+    RuntimeError,  # by zip files whose headers look like encryption or another compression
+)  # fmt: skip
+"""What NumPy raises about an .npz that is none."""
 
 
 class Spool:
@@ -37,6 +46,10 @@ class Spool:
     Args:
         folder: made where it is missing; what is in it of another job is removed.
         fingerprint: of everything that the results depend on.
+
+    Raises:
+        FormatError: the folder is damaged, or something else's.
+        OutputError: it cannot be made.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -48,13 +61,17 @@ class Spool:
             self.resumed = job.is_file() and _fingerprint_in(job) == fingerprint
             if not self.resumed:
                 _remove(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error}") from error
         if not self.resumed:
             with staged_file(job, overwrite=True) as stage:
                 stage.write_text(json.dumps({"fingerprint": fingerprint}), encoding="ascii")
         self._units: dict[int, dict[str, MadeTensor]] = {}
         for path in sorted(folder.glob("[0-9]*.json")):
-            self._units[int(path.stem)] = self._read(path)
+            if path.stem.isdecimal():
+                self._units[int(path.stem)] = self._read(path)
 
     def unit(self, number: int) -> Mapping[str, MadeTensor] | None:
         """The tensors of a unit that is done."""
@@ -103,9 +120,16 @@ class Spool:
             return None
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                return int(found["layer"]), found["hidden"]
-        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
-            raise FormatError(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
+                layer, hidden = int(found["layer"]), found["hidden"]
+                if hidden.dtype != np.float32 or hidden.ndim != 2:
+                    raise ValueError(f"hidden states are {hidden.dtype} {hidden.shape}")
+                return layer, hidden
+        except _DAMAGED as error:
+            raise self.damaged(path.name, error) from error
+
+    def damaged(self, name: str, error: Exception) -> FormatError:
+        """The error for a file of the spool that is not as it was written."""
+        return FormatError(f"{self.folder / name}: is damaged ({error}); remove {self.folder} to begin anew")
 
     def remove(self) -> None:
         """The result is safe elsewhere."""
@@ -117,14 +141,16 @@ class Spool:
             content = json.loads(index.read_bytes())
             if place.stat().st_size != content["nbytes"]:
                 raise ValueError(f"{place.name} has {place.stat().st_size} bytes, not {content['nbytes']}")
-            return {row["name"]: _made(place, row) for row in content["tensors"]}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise FormatError(f"{index}: is damaged ({error}); remove {self.folder} to begin anew") from error
+            return {row["name"]: _made(place, row, content["nbytes"]) for row in content["tensors"]}
+        except (OSError, ValueError, LookupError, TypeError, UnsupportedError) as error:
+            raise self.damaged(index.name, error) from error
 
 
-def _made(place: Path, row: Mapping[str, Any]) -> MadeTensor:
+def _made(place: Path, row: Mapping[str, Any], end: int) -> MadeTensor:
     kind, shape, at = encoding(row["encoding"]), tuple(map(int, row["shape"])), int(row["at"])
     nbytes = kind.nbytes(math.prod(shape))
+    if min(shape, default=1) < 0 or at < 0 or at + nbytes > end:
+        raise ValueError(f"{row['name']} lies outside of {place.name}")
 
     def data() -> Bytes:
         return np.fromfile(place, np.uint8, nbytes, offset=at)
