@@ -310,7 +310,8 @@ def _fingerprint(checkpoint: Checkpoint, windows: Iterable[npt.ArrayLike], more:
     files = [] if source is None else input_files(source, checkpoint.metadata)
     digest = hashlib.sha256(more.encode())
     for window in windows:
-        digest.update(len(window).to_bytes(8, "little") + np.asarray(window, "<i4").tobytes())
+        ids = np.asarray(window, "<i4")
+        digest.update(ids.size.to_bytes(8, "little") + ids.tobytes())
     content = [
         nybble.__version__,
         [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
