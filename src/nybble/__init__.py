@@ -13,6 +13,8 @@ TYPE_CHECKING = False  # importing typing would cost more than all the rest
 if TYPE_CHECKING:
     from typing import Any
 
+    _core: Any  # the native module; said before the imports below, which import it
+
     from nybble.convert.convert import convert as convert
     from nybble.errors import NybbleError as NybbleError
     from nybble.evaluate.compare import evaluate as evaluate

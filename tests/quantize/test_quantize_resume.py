@@ -15,7 +15,7 @@ import pytest
 
 from nybble.convert.verify import verify
 from nybble.errors import FormatError
-from nybble.quantize import quantize as module
+from nybble.quantize import job
 from nybble.quantize.calibrate import LayerProgress
 from nybble.quantize.layer_quantizer import LayerQuantizer
 from nybble.quantize.layer_runner import LayerRunner
@@ -66,7 +66,7 @@ def test_a_run_goes_on_where_another_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "HIDDEN_SECONDS", seconds)
+    monkeypatch.setattr(job, "HIDDEN_SECONDS", seconds)
     whole, target = tmp_path / "whole.gguf", tmp_path / "x.gguf"
     quantize(model, whole, "q4_0", method=method, calibration=options)
     state = tmp_path / "x.gguf.quantizing"
@@ -176,7 +176,7 @@ def test_damage_is_said(model: Path, options: CalibrationOptions, tmp_path: Path
 def test_hidden_states_of_another_size_are_refused(
     model: Path, options: CalibrationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HIDDEN_SECONDS", 0.0)
+    monkeypatch.setattr(job, "HIDDEN_SECONDS", 0.0)
     target = tmp_path / "x.gguf"
     stop = killing(lambda item: item.layer == 2)
     with pytest.raises(Killed):
@@ -190,8 +190,9 @@ def test_hidden_states_of_another_size_are_refused(
 
 SCRIPT = """
 import sys
+from nybble.quantize import job
 from nybble.quantize import quantize as module
-module.HIDDEN_SECONDS = 0.05
+job.HIDDEN_SECONDS = 0.05
 options = module.CalibrationOptions(text=[sys.argv[3]], windows=48, window=64)
 module.quantize(sys.argv[1], sys.argv[2], "q4_0", method="awq+gptq", calibration=options, threads=1)
 """

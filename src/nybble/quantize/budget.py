@@ -35,7 +35,7 @@ from nybble.quantize.importance import ImportanceMatrix, read_importance, write_
 from nybble.quantize.sensitivity import WINDOW, measure_sensitivities, relative_error, tokens_for
 
 if TYPE_CHECKING:
-    from nybble.quantize.quantize import CalibrationOptions
+    from nybble.quantize.options import CalibrationOptions
 
 GGUF_TYPES = (
     "iq2_xxs", "iq2_xs", "iq2_s", "q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k",
@@ -138,7 +138,7 @@ def mix_for_budget(
         importance,
         threads=threads,
         state=state,
-        fingerprint=_fingerprint(checkpoint, windows, _digest(importance)),
+        fingerprint=_fingerprint(checkpoint, windows, importance.digest()),
         progress=None if progress is None else _told(progress, checkpoint, matrices),
     )
     choices = {
@@ -317,13 +317,6 @@ def _fingerprint(checkpoint: Checkpoint, windows: Iterable[npt.ArrayLike], more:
         [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
     ]
     return hashlib.sha256(json.dumps(content).encode() + digest.digest()).hexdigest()
-
-
-def _digest(importance: ImportanceMatrix) -> str:
-    digest = hashlib.sha256()
-    for name, entry in importance.entries.items():
-        digest.update(name.encode() + np.asarray(entry.sum_squares, "<f8").tobytes())
-    return digest.hexdigest()
 
 
 def _told(

@@ -18,6 +18,7 @@ Names in files are GGUF's, names here canonical. Source: llama.cpp, ``tools/imat
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -93,6 +94,13 @@ class ImportanceMatrix:
         """(in_features,) float32, the mean of squares for a weight; None where nothing is known."""
         entry = self.entries.get(name)
         return None if entry is None else entry.mean_squares
+
+    def digest(self) -> str:
+        """sha256 of all names and numbers, as hexadecimal digits."""
+        found = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            found.update(f"{name} {entry.tokens} ".encode() + entry.sum_squares.astype("<f8").tobytes())
+        return found.hexdigest()
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Whether it belongs to a model.
