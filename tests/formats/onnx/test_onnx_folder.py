@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
+from nybble.convert.convert import convert
 from nybble.devices.onnxruntime import runtime
 from nybble.devices.onnxruntime.providers import PROVIDERS
 from nybble.errors import FormatError, NotFoundError, NybbleError, UnsupportedError
 from nybble.formats.onnx.folder import describe_decoder, is_onnx, open_onnx_folder
+from support.conversions import model_file
 from support.onnx_decoders import LAYERS, make_decoder, save_decoder
+from support.random_checkpoints import LLAMA
 
 DATA = Path(__file__).parents[2] / "data" / "onnxruntime"
 
@@ -220,3 +224,11 @@ def test_any_value_anywhere_in_genai_config(folder, strange):
                 runtime.session_options(onnxruntime, section, {}, provider, threads=1, where="f")
         except NybbleError as error:
             assert len(str(error)) < 2000
+
+
+def test_the_matrix_of_tied_embeddings_counts_once(tmp_path: Path) -> None:
+    config = replace(LLAMA, tie_word_embeddings=True)
+    convert(model_file(tmp_path / "x.gguf", config), tmp_path / "x", to="onnx-cpu-int4", allow_lossy=True)
+    stored = sum(path.stat().st_size for path in (tmp_path / "x").glob("model.onnx*"))
+    counted = describe_decoder(tmp_path / "x").weight_bytes
+    assert 0.9 * stored < counted <= stored

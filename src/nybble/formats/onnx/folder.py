@@ -185,10 +185,12 @@ def _load_graph(file: Path) -> tuple[onnx.GraphProto, int]:
     if not graph.node:
         raise FormatError(f"{file}: is no ONNX model: it has no nodes")
     files = ExternalFiles(file.parent)
+    places: dict[tuple[str, int], int] = {}  # tied matrices are two tensors with the same bytes
     for tensor in _tensors(graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            size += _check_external(tensor, file, files)
-    return graph, size
+            place, length = _check_external(tensor, file, files)
+            places[place] = max(length, places.get(place, 0))
+    return graph, size + sum(places.values())
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -206,8 +208,10 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(inner)
 
 
-def _check_external(tensor: onnx.TensorProto, file: Path, files: ExternalFiles) -> int:
-    """Bytes of a tensor's external data, which must lie in the model's folder."""
+def _check_external(
+    tensor: onnx.TensorProto, file: Path, files: ExternalFiles
+) -> tuple[tuple[str, int], int]:
+    """Where a tensor's external data begins and how long it is; it must lie in the model's folder."""
     where = f"{file}: external data of {tensor.name[:80]!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     size = files.mapped(entries.get("location", "")).size
@@ -218,7 +222,7 @@ def _check_external(tensor: onnx.TensorProto, file: Path, files: ExternalFiles) 
     length = size - offset if length == -1 else length
     if offset < 0 or length < 0 or offset + length > size:
         raise FormatError(f"{where}: {length} bytes at {offset} are not in the file, which has {size}")
-    return length
+    return (entries.get("location", ""), offset), length
 
 
 def _is_unsafe(location: str) -> bool:
