@@ -15,6 +15,7 @@ EXPECTED = {
     "chat.py": ["> And of Italy?", "Paris", "Rome", "prompt tokens were cached"],
     "choices.py": ["0: ", "2: "],
     "next_token.py": ["' Paris'"],
+    "quantize.py": ["q4_k_m: ", "KL divergence 0.0"],
 }
 
 
