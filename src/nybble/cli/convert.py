@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="merge an adapter (PEFT folder or GGUF file), at weight 1 unless given; may be repeated",
     )
     group.add_argument("--base", metavar="BASE", help="where MODEL is an adapter: the model it belongs to")
+    add_output_arguments(parser)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options about a model that is written, and the report of it."""
     group = parser.add_argument_group("output")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     group.add_argument("--split-size", metavar="SIZE", help="most bytes of tensors in a file: 2G, 500M")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nybble.cli import console
-from nybble.cli.convert import report_text, size_of, tensor_encodings
+from nybble.cli.convert import add_output_arguments, report_text, size_of, tensor_encodings
 from nybble.cli.layers import LayerDisplay
 from nybble.cli.main import UsageError
 from nybble.cli.options import positive
@@ -76,12 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", choices=("fast", "f32"), default="fast", help="arithmetic while calibrating"
     )
-    group = parser.add_argument_group("output")
-    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
-    group.add_argument("--split-size", metavar="SIZE", help="most bytes of tensors in a file: 2G, 500M")
-    group.add_argument("--tensors", action="store_true", help="report every tensor on its own")
-    group.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ from nybble.convert.manifest import (
 from nybble.convert.plan import TensorPlan, make_plan, planned_size
 from nybble.convert.relation import Look, recoded
 from nybble.convert.report import Report, TensorReport
-from nybble.convert.rules import EMBEDDING, OUTPUT
+from nybble.convert.rules import output_name
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.convert.verify import extra_files, is_unchanged
@@ -266,8 +266,7 @@ class _Worker:
         calibration knows.
         """
         form = affine_format(plan.target.name)
-        tied = self._read.config.tie_word_embeddings
-        if form is None or form.has_minimum or plan.tensor.name != (EMBEDDING if tied else OUTPUT):
+        if form is None or form.has_minimum or plan.tensor.name != output_name(self._read.config):
             return None
         columns = plan.tensor.shape[-1]
         return lambda values: quantize_rtn(values.reshape(-1, columns), form, clipping=False, threads=1)

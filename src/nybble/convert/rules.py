@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from nybble.checkpoint.config import ModelConfig
 from nybble.checkpoint.encodings import ENCODINGS, Encoding, encoding
 from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.forms import FormName
@@ -15,6 +16,11 @@ from nybble.convert.transcode.ggml_blocks import BLOCK_TYPES
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+
+
+def output_name(config: ModelConfig) -> str:
+    """The name of the matrix of the logits: the embedding's, where the two are one."""
+    return EMBEDDING if config.tie_word_embeddings else OUTPUT
 
 
 class Rules(Protocol):

@@ -16,9 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import numpy.typing as npt
 
 import nybble
@@ -26,16 +24,14 @@ from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.encodings.affine import AffineFormat
 from nybble.checkpoint.tensor import Tensor
-from nybble.convert.manifest import input_files
 from nybble.convert.rules import EMBEDDING, OUTPUT, is_matrix
 from nybble.errors import UnsupportedError
 from nybble.formats.onnx.targets import TARGETS
 from nybble.quantize.calibrate import Calibration, LayerProgress, calibration_windows, importance_of
+from nybble.quantize.fingerprint import file_stamps, windows_digest
 from nybble.quantize.importance import ImportanceMatrix, read_importance, write_importance
+from nybble.quantize.options import CalibrationOptions, windows_of
 from nybble.quantize.sensitivity import WINDOW, measure_sensitivities, relative_error, tokens_for
-
-if TYPE_CHECKING:
-    from nybble.quantize.options import CalibrationOptions
 
 GGUF_TYPES = (
     "iq2_xxs", "iq2_xs", "iq2_s", "q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k",
@@ -57,7 +53,6 @@ class Mix:
     """What errors were weighed with, and are to be when rounding."""
     predicted: float
     """The sum of the predicted KL divergences, nats."""
-    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -227,16 +222,7 @@ def calibrated(
     progress: Callable[[LayerProgress], None] | None,
 ) -> ImportanceMatrix:
     """An importance matrix made for this."""
-    if checkpoint.tokenizer is None:
-        raise UnsupportedError("the model has no tokenizer, which a calibration needs")
-    windows = calibration_windows(
-        checkpoint,
-        checkpoint.tokenizer.build(),
-        text=options.text,
-        windows=options.windows,
-        window=options.window,
-        seed=options.seed,
-    )
+    windows = windows_of(checkpoint, options)
     mark, kept = _fingerprint(checkpoint, windows, options.precision), _importance_file(state)
     if kept.is_file():
         found = read_importance(kept, checkpoint.config.architecture)
@@ -306,17 +292,8 @@ def _probe_windows(checkpoint: Checkpoint, options: CalibrationOptions) -> list[
 
 
 def _fingerprint(checkpoint: Checkpoint, windows: Iterable[npt.ArrayLike], more: str) -> str:
-    source = checkpoint.source
-    files = [] if source is None else input_files(source, checkpoint.metadata)
-    digest = hashlib.sha256(more.encode())
-    for window in windows:
-        ids = np.asarray(window, "<i4")
-        digest.update(ids.size.to_bytes(8, "little") + ids.tobytes())
-    content = [
-        nybble.__version__,
-        [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-    ]
-    return hashlib.sha256(json.dumps(content).encode() + digest.digest()).hexdigest()
+    content = [nybble.__version__, file_stamps(checkpoint), windows_digest(windows), more]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _told(

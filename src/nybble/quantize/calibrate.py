@@ -28,6 +28,7 @@ from nybble.errors import FormatError, UnsupportedError
 from nybble.formats.mapping import release_pages
 from nybble.formats.output import OutputError, require_space, staged_file
 from nybble.quantize.calibration_text import Tokens, make_windows, read_documents
+from nybble.quantize.fingerprint import windows_digest
 from nybble.quantize.importance import Format, Importance, ImportanceMatrix, format_of, write_importance
 from nybble.quantize.layer_runner import LayerRunner
 from nybble.quantize.statistics import InputStatistics, Statistics
@@ -168,13 +169,10 @@ class Calibration:
         if self._fingerprint is None:
             source = self._checkpoint.source
             files = [] if source is None else input_files(source, self._checkpoint.metadata)
-            digest = hashlib.sha256()
-            for window in self._windows:
-                digest.update(len(window).to_bytes(8, "little") + np.asarray(window, "<i4").tobytes())
             content = {
                 "version": _STATE_VERSION,
                 "files": [[found.name, found.nbytes, found.sha256] for found in map(hash_file, files)],
-                "windows": digest.hexdigest(),
+                "windows": windows_digest(self._windows),
                 "precision": self._precision,
             }
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 import nybble
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.convert.made import MadeTensor
-from nybble.convert.manifest import input_files
-from nybble.convert.rules import EMBEDDING, OUTPUT
+from nybble.convert.rules import output_name
 from nybble.formats.mapping import release_pages
 from nybble.quantize.calibrate import LayerProgress
 from nybble.quantize.calibration_text import Tokens
+from nybble.quantize.fingerprint import file_stamps, windows_digest
 from nybble.quantize.importance import ImportanceMatrix
 from nybble.quantize.layer_quantizer import LayerQuantizer, Method
 from nybble.quantize.layer_runner import LayerRunner
@@ -51,17 +49,12 @@ class Job:
 
     def fingerprint(self) -> str:
         """Of everything that the results depend on; of the model's files names, sizes and times."""
-        source = self.checkpoint.source
-        files = [] if source is None else input_files(source, self.checkpoint.metadata)
-        digest = hashlib.sha256()
-        for window in self.windows:
-            digest.update(len(window).to_bytes(8, "little") + np.asarray(window, "<i4").tobytes())
         content = {
             "nybble": nybble.__version__,
-            "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+            "files": file_stamps(self.checkpoint),
             "encodings": dict(self.encodings),
             "method": vars(self.method),
-            "windows": digest.hexdigest(),
+            "windows": windows_digest(self.windows),
             "importance": None if self.importance is None else self.importance.digest(),
             "settings": dict(self.settings),
         }
@@ -139,7 +132,7 @@ def _plainly(
     for number, name in enumerate(names):
         weights = None if job.importance is None else job.importance.weights(name)
         tensor = job.checkpoint.tensors[name]
-        output = name == (EMBEDDING if job.checkpoint.config.tie_word_embeddings else OUTPUT)
+        output = name == output_name(job.checkpoint.config)
         yield name, round_plainly(tensor, job.encodings[name], weights, output=output)
         progress((number + 1) / len(names))
 

@@ -19,6 +19,7 @@ from nybble.checkpoint.encodings import encoding
 from nybble.checkpoint.tensor import Tensor
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import MadeTensor
+from nybble.convert.rules import OUTPUT
 from nybble.models import build_graph
 from nybble.quantize.awq import scaled, search_scales
 from nybble.quantize.blocks import quantize_blocks
@@ -86,7 +87,7 @@ class LayerQuantizer:
         if not wanted:
             return {}
         # The matrix of tied embeddings is looked up in too: nothing is fed back into its rows.
-        tied = layer == self._runner.num_layers and "lm_head.weight" not in wanted
+        tied = layer == self._runner.num_layers and OUTPUT not in wanted
         statistics = dict(self._runner.collect(layer, hessian=not tied))
         changed: dict[str, Tensor] = {}
         scaled_ones: set[str] = set()

@@ -121,7 +121,7 @@ def with_feedback(
         factor: the factor of that Hessian, with or without act-order.
         threads: at most; None: the cores that this process may use.
     """
-    form = affine_format(SAME_AS.get(name, name))
+    form = form_of(name)
     if form is not None:
         result = quantize_gptq(values, factor(True), form, static_groups=True, threads=threads)
         return result.data, "gptq"
