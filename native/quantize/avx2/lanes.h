@@ -5,6 +5,7 @@
 
 #include "core/compiler.h"
 #include "kernels/intrinsics.h"
+#include "quantize/x86/transpose_bytes.h"
 
 namespace nybble {
 namespace {
@@ -95,27 +96,8 @@ struct Lanes {
         }
     }
     static void transpose_bytes(const uint8_t* bytes, int n, uint8_t* const* out) {
-        const int whole = n & ~15;
-        for (int start = 0; start < whole; start += 16) {
-            __m128i x[16], y[16];
-            for (int i = 0; i < 16; ++i) {
-                x[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + (start + i) * N));
-            }
-            // Four perfect shuffles of 16 rows are a transposition.
-            for (int round = 0; round < 4; ++round) {
-                for (int i = 0; i < 8; ++i) {
-                    y[2 * i] = _mm_unpacklo_epi8(x[i], x[i + 8]);
-                    y[2 * i + 1] = _mm_unpackhi_epi8(x[i], x[i + 8]);
-                }
-                for (int i = 0; i < 16; ++i) x[i] = y[i];
-            }
-            for (int lane = 0; lane < N; ++lane) {
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(out[lane] + start), x[lane]);
-            }
-        }
-        for (int i = whole; i < n; ++i) {
-            for (int lane = 0; lane < N; ++lane) out[lane][i] = bytes[i * N + lane];
-        }
+        transpose_byte_rows<N>(bytes, n, out,
+                               [](const __m128i* p) NYBBLE_LAMBDA_INLINE { return _mm_loadl_epi64(p); });
     }
 };
 

@@ -33,7 +33,6 @@ struct AffineBlock {
     Lanes low, base;
     Lanes u;  // the sum of w * u
     Lanes total, per_total;
-    int heaviest;
 };
 
 template <bool weighted>
@@ -102,8 +101,7 @@ NYBBLE_NOINLINE AffineFit search_affine(const float* x, Weights<weighted> w, int
     if (below_zero) low = Lanes::min(low, lanes(0.0f));
     AffineBlock block;
     block.low = low;
-    block.heaviest = w.heaviest(n);
-    block.base = weighted ? Lanes::load(x + block.heaviest * N) : low;
+    block.base = weighted ? Lanes::load(x + w.heaviest(n) * N) : low;
     block.u = lanes(0.0f);
     for (int i = 0; i < n; ++i) block.u = block.u + w.times(i, Lanes::load(x + i * N) - block.base);
     block.total = lanes(w.sum(n));

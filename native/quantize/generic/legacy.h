@@ -176,8 +176,7 @@ struct QuantizeQ1_0 {
 // Levels -1 to 2.
 struct QuantizeQ2_0 {
     static constexpr int size = 64, bytes = 18;
-    static constexpr float ends[] = {2.0f, -2.0f, 1.7f, -1.7f, 1.4f, -1.4f, 2.5f, -2.5f,
-                                     3.0f, -3.0f, 2.2f, -2.2f, 1.0f, -1.0f, 3.5f, -3.5f};
+    static constexpr float ends[] = {2.0f, -2.0f, 2.5f, -2.5f, 3.0f, -3.0f, 2.2f, -2.2f, 3.5f, -3.5f};
     template <bool weighted>
     static void encode(Tile<size, bytes>& tile, Weights<weighted> w) {
         using Levels = EvenLevels<-1, 2>;

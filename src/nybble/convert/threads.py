@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
+
+from nybble import _core
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +37,5 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 @lru_cache(maxsize=1)
 def _pool() -> tuple[ThreadPoolExecutor, int]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    threads = min(cores, MAX_THREADS)
+    threads = min(_core.default_threads(), MAX_THREADS)
     return ThreadPoolExecutor(threads, "nybble-convert"), threads

@@ -6,7 +6,7 @@ others need the whole matrix as float32 and what calibration saw of its input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -91,12 +91,19 @@ def made_of(tensor: Tensor, values: Floats, name: str, data: Bytes, how: str) ->
     kind = encoding(name)
     made = tensor.changed(encoding=kind, data=data)
     errors = ValueErrors()
+    for part, decoded in _pieces(values, data, kind):
+        errors = errors + ValueErrors.of(part, decoded)
+    return MadeTensor(made, how, errors)
+
+
+def _pieces(values: Floats, data: Bytes, kind: Encoding) -> Iterator[tuple[Floats, Floats]]:
+    """Some rows of the matrix at a time, and what their bytes stand for in the same shape."""
     row_bytes = data.size // len(values)
     step = max(1, _ROWS // values.shape[1])
     for start in range(0, len(values), step):
-        part = kind.dequantize(data[start * row_bytes : (start + step) * row_bytes])
-        errors = errors + ValueErrors.of(values[start : start + step], part)
-    return MadeTensor(made, how, errors)
+        part = values[start : start + step]
+        decoded = kind.dequantize(data[start * row_bytes : (start + step) * row_bytes])
+        yield part, decoded.reshape(part.shape)
 
 
 def with_feedback(
@@ -139,13 +146,9 @@ def with_feedback(
 def output_error(values: Floats, data: Bytes, kind: Encoding, statistics: InputStatistics) -> float:
     """tr(D H D^T): the squared error of the linear's output over the calibration text."""
     assert statistics.hessian is not None
-    row_bytes = data.size // len(values)
-    step = max(1, _ROWS // values.shape[1])
     total = 0.0
-    for start in range(0, len(values), step):
-        part = values[start : start + step]
-        decoded = kind.dequantize(data[start * row_bytes : (start + step) * row_bytes])
-        difference = decoded.reshape(part.shape) - part
+    for part, decoded in _pieces(values, data, kind):
+        difference = decoded - part
         total += float(np.vdot(difference @ statistics.hessian, difference))
     return total
 
