@@ -58,5 +58,10 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Encoded size of all tensors, bytes."""
+        """Encoded size of all tensors in memory, bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Encoded size of all tensors in a file, bytes."""
+        return sum(tensor.stored_bytes for tensor in self.tensors.values())

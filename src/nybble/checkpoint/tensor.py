@@ -51,8 +51,13 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Encoded size in bytes."""
+        """Encoded size in memory, bytes."""
         return self.encoding.nbytes(math.prod(self.shape))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Encoded size in a file, bytes."""
+        return self.encoding.stored_bytes(math.prod(self.shape))
 
     def changed(
         self,

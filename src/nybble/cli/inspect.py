@@ -149,8 +149,8 @@ def _overview(checkpoint: Checkpoint) -> list[tuple[str, object]]:
         ("format", checkpoint.format),
         ("architecture", checkpoint.config.architecture),
         ("parameters", console.number(elements)),
-        ("weights", console.size(checkpoint.nbytes)),
-        ("bits per weight", f"{8 * checkpoint.nbytes / elements:.3g}" if elements else None),
+        ("weights", console.size(checkpoint.stored_bytes)),
+        ("bits per weight", f"{8 * checkpoint.stored_bytes / elements:.3g}" if elements else None),
         ("tensors", len(checkpoint.tensors)),
     ]
 
@@ -183,7 +183,7 @@ def _short(value: object) -> str:
 
 def _tensors(checkpoint: Checkpoint) -> str:
     rows = [
-        (name, " x ".join(map(str, tensor.shape)), tensor.encoding.name, console.size(tensor.nbytes))
+        (name, " x ".join(map(str, tensor.shape)), tensor.encoding.name, console.size(tensor.stored_bytes))
         for name, tensor in checkpoint.tensors.items()
     ]
     return console.table(("NAME", "SHAPE", "ENCODING", "SIZE"), rows, right=("SIZE",))
@@ -242,7 +242,7 @@ def _totals(checkpoint: Checkpoint) -> list[EncodingTotal]:
         total = totals.setdefault(name, EncodingTotal(name, tensor.encoding.bits_per_weight))
         total.tensors += 1
         total.parameters += math.prod(tensor.shape)
-        total.nbytes += tensor.nbytes
+        total.nbytes += tensor.stored_bytes
         if len(tensor.shape) == 2:
             kernel = linear_kernel(name, tensor.shape[1])
             if kernel not in total.kernels:
@@ -293,8 +293,8 @@ def _everything(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "architecture": checkpoint.config.architecture,
         "parameters": elements,
-        "nbytes": checkpoint.nbytes,
-        "bits_per_weight": 8 * checkpoint.nbytes / elements if elements else None,
+        "nbytes": checkpoint.stored_bytes,
+        "bits_per_weight": 8 * checkpoint.stored_bytes / elements if elements else None,
         "config": _plain(dataclasses.asdict(checkpoint.config)),
         "instruction_set": instruction_set(),
         "encodings": [dataclasses.asdict(total) for total in _totals(checkpoint)],
@@ -305,7 +305,7 @@ def _everything(checkpoint: Checkpoint) -> dict[str, Any]:
                 "name": name,
                 "shape": list(tensor.shape),
                 "encoding": tensor.encoding.name,
-                "nbytes": tensor.nbytes,
+                "nbytes": tensor.stored_bytes,
             }
             for name, tensor in checkpoint.tensors.items()
         ],

@@ -302,7 +302,7 @@ def _report(name: str, old: Tensor, new: Tensor, *, moved: bool, factor: float) 
         target=new.encoding.name,
         relation="exact" if errors.exact else "lossy",
         how=", ".join(how) or "kept",
-        nbytes=new.nbytes,
+        nbytes=new.stored_bytes,
         max_error=errors.max_error,
         rms_error=errors.rms_error,
         relative_error=errors.relative_error,

@@ -40,8 +40,8 @@ class TensorPlan:
 
     @property
     def nbytes(self) -> int:
-        """Encoded size in the target."""
-        return self.target.nbytes(math.prod(self.tensor.shape))
+        """Encoded size in the target's file."""
+        return self.target.stored_bytes(math.prod(self.tensor.shape))
 
     @property
     def lossy(self) -> bool:
@@ -243,7 +243,7 @@ def _choices(problems: Sequence[TensorPlan], plans: Sequence[TensorPlan], rules:
         names = [n for n in known_encodings(rules, matrices[0]) if _possible(matrices, n)]
         for name in names[:1] if "f32" in names else []:
             size = sum(
-                encoding(name).nbytes(math.prod(p.tensor.shape)) if is_matrix(p.tensor) else p.nbytes
+                encoding(name).stored_bytes(math.prod(p.tensor.shape)) if is_matrix(p.tensor) else p.nbytes
                 for p in plans
             )
             lines.append(f"  --encoding {name:<8} exact: {size / 1e9:.2f} GB in all")

@@ -79,7 +79,7 @@ def stored_bytes(path: Path, checkpoint: Checkpoint) -> int:
 
         with read_safetensors(weights_path(path)) as files:
             return sum(file.stat().st_size for file in files.paths)
-    return checkpoint.nbytes
+    return checkpoint.stored_bytes
 
 
 def weight_errors(

@@ -146,7 +146,7 @@ class Server:
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of a model's weights, also of one that only ONNX Runtime reads."""
     elsewhere = checkpoint.metadata.get("onnx.weight_bytes")
-    return checkpoint.nbytes or (elsewhere if isinstance(elsewhere, int) else 0)
+    return checkpoint.stored_bytes or (elsewhere if isinstance(elsewhere, int) else 0)
 
 
 def main() -> None:

@@ -114,7 +114,10 @@ def mix_for_budget(
         if tensor.name not in free
     )
     least = rest + sum(
-        min(8 * encoding(name).nbytes(math.prod(tensor.shape)) for name in candidates(tensor, to, tied=tied))
+        min(
+            8 * encoding(name).stored_bytes(math.prod(tensor.shape))
+            for name in candidates(tensor, to, tied=tied)
+        )
         for tensor in matrices
     )
     if least > budget:
@@ -140,7 +143,7 @@ def mix_for_budget(
         tensor.name: [
             Option(
                 name,
-                8 * encoding(name).nbytes(math.prod(tensor.shape)),
+                8 * _bytes_of(tensor, name),
                 found[tensor.name].predicted(relative_error(tensor, name, importance)),
             )
             for name in candidates(tensor, to, tied=tied)
@@ -274,8 +277,8 @@ def _slope(one: Option, other: Option) -> float:
 
 def _bytes_of(tensor: Tensor, kind: str | None) -> int:
     if kind is None or kind == "keep":
-        return tensor.nbytes
-    return encoding(kind).nbytes(math.prod(tensor.shape))
+        return tensor.stored_bytes
+    return encoding(kind).stored_bytes(math.prod(tensor.shape))
 
 
 def _probe_windows(checkpoint: Checkpoint, options: CalibrationOptions) -> list[list[int]]:

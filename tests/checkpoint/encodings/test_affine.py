@@ -3,6 +3,7 @@ code * scale + minimum."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -238,3 +239,13 @@ def test_row():
         affine.affine_encoding(4, 32, zero_point=True, minimum=True)
     with pytest.raises(ValueError, match="no encoding int4_g3_f16"):
         affine.affine_encoding(4, 3)
+
+
+@given(FORMS, st.integers(1, 7))
+def test_a_file_packs_zero_points_as_closely_as_codes(form, groups):
+    row = encoding(form.name)
+    bits = row.block_size * form.bits + 8 * form.scale_bytes * (1 + form.has_minimum)
+    if form.has_zero_point:
+        bits += form.bits
+    assert row.bits_per_weight == bits / row.block_size
+    assert row.stored_bytes(groups * row.block_size) == math.ceil(groups * bits / 8)

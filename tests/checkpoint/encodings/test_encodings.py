@@ -271,5 +271,6 @@ def test_tensor_dequantizes_into_its_shape() -> None:
 def test_every_row_is_documented(row) -> None:
     assert "value" in row.layout
     assert row.source.startswith("https://")
-    assert row.bits_per_weight == 8 * row.block_bytes / row.block_size
+    assert row.bits_per_weight == (8 * row.block_bytes - row.spare_bits) / row.block_size
+    assert 0 <= row.spare_bits < 8
     assert all(len(line) <= 115 for line in row.layout.splitlines())

@@ -43,7 +43,7 @@ class AffineFormat:
     scale: str
     """``f32``, ``f16`` or ``bf16``."""
     has_zero_point: bool
-    """One byte a group; without it the zero point is ``2 ** (bits - 1)``."""
+    """One byte a group, in files as many bits as a code; without it the zero point is ``2 ** (bits - 1)``."""
     has_minimum: bool = False
     """A number of the scale's type a group, in place of a zero point: what the code 0 means."""
 
@@ -132,6 +132,7 @@ def _row(form: AffineFormat) -> Encoding:
         layout=_layout(form),
         source="nybble; values as in https://github.com/microsoft/onnxruntime/blob/main/docs/"
         "ContribOperators.md#com.microsoft.MatMulNBits",
+        spare_bits=8 - form.bits if form.has_zero_point else 0,
     )
 
 

@@ -35,14 +35,21 @@ class Encoding:
     """Where the layout is specified."""
     ggml_type: int | None = None
     """The type's number in GGUF, if it has one."""
+    spare_bits: int = 0
+    """Bits of a block that are there in memory alone: files pack zero points as closely as codes."""
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that one element takes, scales included."""
-        return 8.0 * self.block_bytes / self.block_size
+        """Bits that one element takes in a file, scales included."""
+        return (8.0 * self.block_bytes - self.spare_bits) / self.block_size
+
+    def stored_bytes(self, elements: int) -> int:
+        """Bytes of ``elements`` elements in a file; what a format pads or aligns is not counted."""
+        blocks = self.nbytes(elements) // self.block_bytes
+        return -(-blocks * (8 * self.block_bytes - self.spare_bits) // 8)
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of ``elements`` elements.
+        """Bytes of ``elements`` elements in memory.
 
         Raises:
             ValueError: ``elements`` is not a multiple of ``block_size``.
