@@ -356,6 +356,7 @@ def main() -> int:
     moved.add_argument("--off-grid", type=float, default=0.0, metavar="DEVIATION")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --off-grid; default: 0")
     parser.add_argument("--calibration-windows", type=int, default=64, help="of 512 tokens")
+    parser.add_argument("--only", choices=("with", "without"), help="importance; default: both")
     parser.add_argument("--precision", choices=("f32", "fast"), default="f32")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     add_common_arguments(parser)
@@ -366,7 +367,8 @@ def main() -> int:
         parser.error("--seeds are other ways of moving the model: they need --off-grid")
     theirs = GgmlQuantizer(arguments.library)
     types = arguments.types or BLOCK_TYPES
-    rows: list[tuple[str, bool | None]] = [(NONE, None), *product(types, (False, True))]
+    weighed_or_not = {"with": (True,), "without": (False,), None: (False, True)}[arguments.only]
+    rows: list[tuple[str, bool | None]] = [(NONE, None), *product(types, weighed_or_not)]
     outcomes: dict[tuple[str, bool | None], list[Outcome]] = {row: [] for row in rows}
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:

@@ -188,6 +188,18 @@ def test_integers_of_safetensors_are_those_of_round_matrix(folder: Path, tmp_pat
     assert (config["quant_method"], config["bits"], config["group_size"]) == ("awq", 4, 64)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int4-awq-gptq"])
+def test_the_packing_is_not_that_of_the_source(recipe: str, folder: Path, tmp_path: Path) -> None:
+    quantize(folder / "phi3.gguf", tmp_path / "awq", "int4-awq", method="rtn")
+    keep = {"*.0.self_attn.o_proj.weight": "keep", "*.1.self_attn.o_proj.weight": "f32"}
+    quantize(tmp_path / "awq", tmp_path / "x", recipe, method="rtn", to="safetensors", encodings=keep)
+    config = json.loads((tmp_path / "x" / "config.json").read_bytes())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    before, after = read_checkpoint(tmp_path / "awq").tensors, read_checkpoint(tmp_path / "x").tensors
+    assert after[O].encoding == before[O].encoding and np.array_equal(after[O].data, before[O].data)
+    assert after[O.replace("layers.0", "layers.1")].encoding.name == "f32"
+
+
 def test_the_source_may_be_of_any_format(llama: Path, tmp_path: Path) -> None:
     convert(llama, tmp_path / "folder", to="safetensors")
     quantize(llama, tmp_path / "a.gguf", "q4_0")

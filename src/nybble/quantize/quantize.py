@@ -140,7 +140,9 @@ def quantize(
         )
         wanted, matrix = dict(mix.encodings), mix.importance
     rounded, plain = _parted(ordered, wanted, place)
-    if packing is not None and rounded:
+    if to == "safetensors" and rounded:
+        # What is rounded anew is not bound to how the source was packed.
+        packing = packing or "compressed-tensors"
         _check_packing(ordered, rounded, packing)
     calibrates = named != "rtn" or bits_per_weight is not None
     inputs = () if importance is None else (hash_file(Path(importance)),)
@@ -251,7 +253,7 @@ def _check_packing(checkpoint: Checkpoint, rounded: Mapping[str, str], packing: 
     Raises:
         UnsupportedError: it cannot; the message names a tensor and says why.
     """
-    from nybble.formats.huggingface.quantized import pack_quantized
+    from nybble.formats.huggingface.writer import packed_tensors
 
     def unread() -> Bytes:
         raise AssertionError("a packing is chosen by encodings alone")
@@ -260,4 +262,4 @@ def _check_packing(checkpoint: Checkpoint, rounded: Mapping[str, str], packing: 
         name: tensor.changed(encoding=encoding(rounded[name]), data=unread) if name in rounded else tensor
         for name, tensor in checkpoint.tensors.items()
     }
-    pack_quantized(replace(checkpoint, tensors=tensors), packing)
+    packed_tensors(replace(checkpoint, tensors=tensors), packing)
