@@ -17,18 +17,11 @@
 
 #include "core/encoding.h"
 #include "kernels/encoding_kernels.h"
+#include "tests/check.h"
 
 using namespace nybble;
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const std::string& what) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 // Bytes that end where the readable memory ends, so that reading past them crashes (on Linux).
 class GuardedBytes {
@@ -377,6 +370,5 @@ int main() {
         }
         std::printf("%s done\n", isa_name(isa));
     }
-    if (failures) std::fprintf(stderr, "%d checks failed\n", failures);
-    return failures ? 1 : 0;
+    return checked();
 }

@@ -16,18 +16,11 @@
 #include "core/cpu_features.h"
 #include "core/encoding.h"
 #include "quantize/blocks.h"
+#include "tests/check.h"
 
 using namespace nybble;
 
 namespace {
-
-int failures = 0;
-
-void check(bool ok, const std::string& what) {
-    if (ok) return;
-    ++failures;
-    std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 constexpr int64_t columns = 512;
 constexpr size_t guard = 64;
@@ -142,5 +135,5 @@ int main() {
     test_threads();
     check(tested > 20, "there are quantizers");
     if (failures == 0) std::printf("ok: %d encodings\n", tested);
-    return failures == 0 ? 0 : 1;
+    return checked();
 }

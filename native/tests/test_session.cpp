@@ -12,19 +12,11 @@
 #include <vector>
 
 #include "kernels/float_kernels.h"
+#include "tests/check.h"
 
 using namespace nybble;
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-    if (!condition) {
-        ++failures;
-        std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-    }
-}
 
 constexpr int64_t kHidden = 64, kMlp = 96, kHeads = 4, kKvHeads = 2, kHeadDim = 32, kVocabulary = 37;
 constexpr int64_t kQuery = kHeads * kHeadDim, kKey = kKvHeads * kHeadDim;
@@ -331,8 +323,5 @@ int main() {
         std::printf("%s done\n", isa_name(isa));
     }
     check_limit(model.plan);
-    if (failures != 0) {
-        std::fprintf(stderr, "%d checks failed\n", failures);
-    }
-    return failures != 0 ? 1 : 0;
+    return checked();
 }

@@ -9,19 +9,11 @@
 #include <vector>
 
 #include "core/session.h"
+#include "tests/check.h"
 
 using namespace nybble;
 
 namespace {
-
-int failures = 0;
-
-void check(bool condition, const std::string& what) {
-    if (!condition) {
-        ++failures;
-        std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-    }
-}
 
 struct Sums {
     explicit Sums(int64_t columns)
@@ -178,8 +170,5 @@ int main() {
         std::printf("%s done\n", isa_name(isa));
     }
     check_refused();
-    if (failures != 0) {
-        std::fprintf(stderr, "%d checks failed\n", failures);
-    }
-    return failures != 0 ? 1 : 0;
+    return checked();
 }

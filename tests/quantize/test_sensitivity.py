@@ -75,29 +75,23 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             CHECKPOINT, WINDOWS, NAMES, None, threads=2, state=state, fingerprint="a", progress=stop
         )
     begun: list[int] = []
-    again = measure_sensitivities(
-        CHECKPOINT,
-        WINDOWS,
-        NAMES,
-        None,
-        threads=2,
-        state=state,
-        fingerprint="a",
-        progress=lambda done, total: begun.append(done),
-    )
+
+    def go_on(fingerprint: str) -> dict[str, Sensitivity]:
+        begun.clear()
+        return measure_sensitivities(
+            CHECKPOINT,
+            WINDOWS,
+            NAMES,
+            None,
+            threads=2,
+            state=state,
+            fingerprint=fingerprint,
+            progress=lambda done, total: begun.append(done),
+        )
+
+    assert go_on("a") == whole
     assert begun[0] == 4
-    assert again == whole
-    begun.clear()
-    measure_sensitivities(
-        CHECKPOINT,
-        WINDOWS,
-        NAMES,
-        None,
-        threads=2,
-        state=state,
-        fingerprint="b",
-        progress=lambda done, total: begun.append(done),
-    )
+    go_on("b")
     assert begun[0] == 0, "the state of another job must not be used"
 
 
