@@ -188,6 +188,18 @@ def test_integers_of_safetensors_are_those_of_round_matrix(folder: Path, tmp_pat
     assert (config["quant_method"], config["bits"], config["group_size"]) == ("awq", 4, 64)
 
 
+@pytest.mark.parametrize("recipe", ["int4-awq", "int4-rtn"])
+def test_blocks_of_gguf_that_stay_become_floats_in_safetensors(
+    recipe: str, llama: Path, tmp_path: Path
+) -> None:
+    quantize(llama, tmp_path / "q8_0.gguf", "q8_0")
+    report = quantize(tmp_path / "q8_0.gguf", tmp_path / "x", recipe, method="rtn", to="safetensors")
+    assert any(f'--tensor-encoding "{EMBEDDING}=f16"' in note for note in report.notes)
+    before, after = read_checkpoint(tmp_path / "q8_0.gguf").tensors, read_checkpoint(tmp_path / "x").tensors
+    assert before[EMBEDDING].encoding.name == "q8_0" and affine_format(after[UP].encoding.name) is not None
+    assert np.allclose(after[EMBEDDING].dequantize(), before[EMBEDDING].dequantize(), rtol=2**-8)
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int4-awq-gptq"])
 def test_the_packing_is_not_that_of_the_source(recipe: str, folder: Path, tmp_path: Path) -> None:
     quantize(folder / "phi3.gguf", tmp_path / "awq", "int4-awq", method="rtn")

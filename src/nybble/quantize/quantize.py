@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from nybble.checkpoint.checkpoint import Checkpoint
 from nybble.checkpoint.encodings import encoding
+from nybble.checkpoint.encodings.affine import affine_format
 from nybble.checkpoint.encodings.base import Bytes
+from nybble.checkpoint.tensor import Tensor
 from nybble.convert.act_order import PERMUTATION, columns_in_order
 from nybble.convert.choice import Choice
 from nybble.convert.errors import ValueErrors
 from nybble.convert.made import Made, MadeTensor
 from nybble.convert.manifest import hash_file
-from nybble.convert.rules import is_matrix
+from nybble.convert.rules import is_block, is_matrix
 from nybble.convert.targets import Destination, destination
 from nybble.convert.tied import tied_again
 from nybble.errors import ConversionError, UnsupportedError
@@ -166,7 +168,11 @@ def quantize(
             {**_moved(read, ordered), **made},
             {key: value for key, value in settings.items() if value is not None},
             inputs,
-            (*notes, *_twice(read, rounded)),
+            (
+                *notes,
+                *_twice(read, rounded),
+                *(_widened(ordered, rounded, plain) if to == "safetensors" else ()),
+            ),
             frozenset(read.tensors) - frozenset(ordered.tensors),
         ),
         encodings=plain,
@@ -198,6 +204,20 @@ def _twice(read: Checkpoint, rounded: Mapping[str, str]) -> list[str]:
     if not again:
         return []
     return [f"{again} matrices of the source were quantized already: they are rounded a second time"]
+
+
+def _widened(checkpoint: Checkpoint, rounded: Mapping[str, str], plain: Mapping[str, str]) -> list[str]:
+    """What there is to say of GGUF's blocks that become floats."""
+    return [
+        f"{name} becomes a float that holds its {tensor.encoding.name} exactly;"
+        f' --tensor-encoding "{name}=f16" takes 16 bits'
+        for name, tensor in checkpoint.tensors.items()
+        if _is_ggml_block(tensor) and name not in rounded and name not in plain
+    ]
+
+
+def _is_ggml_block(tensor: Tensor) -> bool:
+    return is_block(tensor.encoding) and affine_format(tensor.encoding.name) is None
 
 
 def _named(checkpoint: Checkpoint, patterns: Mapping[str, str]) -> dict[str, str]:
@@ -253,13 +273,16 @@ def _check_packing(checkpoint: Checkpoint, rounded: Mapping[str, str], packing: 
     Raises:
         UnsupportedError: it cannot; the message names a tensor and says why.
     """
-    from nybble.formats.huggingface.writer import packed_tensors
+    from nybble.formats.huggingface.quantized import pack_quantized
 
     def unread() -> Bytes:
         raise AssertionError("a packing is chosen by encodings alone")
 
-    tensors = {
-        name: tensor.changed(encoding=encoding(rounded[name]), data=unread) if name in rounded else tensor
-        for name, tensor in checkpoint.tensors.items()
-    }
-    packed_tensors(replace(checkpoint, tensors=tensors), packing)
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in checkpoint.tensors.items():
+        kind = rounded.get(name)
+        if kind is None and _is_ggml_block(tensor):
+            kind = "f32"  # the converter finds a float that holds it
+        if kind is not None:
+            tensors[name] = tensor.changed(encoding=encoding(kind), data=unread)
+    pack_quantized(replace(checkpoint, tensors=tensors), packing)

@@ -50,7 +50,7 @@ def write_huggingface_folder(
     """
     checkpoint.require_no_adapters()
     content = config_json(checkpoint.config, checkpoint.metadata)
-    tensors, packing = packed_tensors(checkpoint, quantization)
+    tensors, packing = _packed(checkpoint, quantization)
     _set_dtype(content, checkpoint.tensors)
     if packing is not None:
         content["quantization_config"] = packing
@@ -62,21 +62,10 @@ def write_huggingface_folder(
     return [path, *written, *_write_text_files(checkpoint, folder)]
 
 
-def packed_tensors(
+def _packed(
     checkpoint: Checkpoint, quantization: str | None
 ) -> tuple[Mapping[str, Tensor], dict[str, Any] | None]:
-    """The tensors as the file holds them, and config.json's ``quantization_config``.
-
-    Nothing is read: the encodings alone decide.
-
-    Args:
-        checkpoint: what is to be written.
-        quantization: how integers are packed; None: as in the folder that the checkpoint comes from, or else
-            ``compressed-tensors``.
-
-    Raises:
-        ValueError, UnsupportedError: a folder, or that packing, cannot hold an encoding.
-    """
+    """The tensors as the file holds them, and config.json's ``quantization_config``."""
     affine = False
     for name, tensor in checkpoint.tensors.items():
         kind = tensor.encoding.name
