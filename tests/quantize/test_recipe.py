@@ -192,9 +192,14 @@ def test_recipes_by_name_and_by_file(tmp_path: Path) -> None:
         read_recipe(str(path))
     with pytest.raises(NotFoundError, match=r"other\.toml: no such recipe"):
         read_recipe(str(tmp_path / "other.toml"))
-    for name in ("q4_k_x", "", "../recipes/q4_k_m", "Q4_K_M", "q4_k_m\n"):
+    for name in ("q4_k_x", "", "../recipes/q4_k_m", "q4_k_m\n", "Q9_0"):
         with pytest.raises(NotFoundError, match=r"unknown recipe .*; known: bf16, .*; or a file, NAME\.toml"):
             read_recipe(name)
+
+
+def test_recipes_have_the_names_that_llama_cpp_takes() -> None:
+    for name, expected in {"Q4_K_M": "q4_k_m", "Q3_K": "q3_k_m", "q4_k": "q4_k_m", "Q5_K": "q5_k_m"}.items():
+        assert read_recipe(name) == read_recipe(expected) and read_recipe(name).name == expected
 
 
 @pytest.mark.parametrize("name", recipe_names())

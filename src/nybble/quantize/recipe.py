@@ -60,6 +60,7 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _FIRST = re.compile(r"first-([1-9]\d{0,3})")
 _LAYERS = ("first-eighth", "first-sixteenth", "middle", "more-bits")
 _TO = ("gguf", "safetensors", "onnx", *TARGETS)
+_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 _RECIPE_KEYS = {"description", "to", "encoding", "method", "quantization", "rules"}
 _RULE_KEYS = {"tensors", "layers", "encoding", "query_groups", "importance"}
 
@@ -178,7 +179,9 @@ def in_layers(which: str, layer: int, config: ModelConfig) -> bool:
 
 
 def read_recipe(name_or_path: str) -> Recipe:
-    """A recipe by its name, or a user's file (``.toml``).
+    """A recipe by its name in any case, as ``Q4_K_M``, or a user's file (``.toml``).
+
+    ``q3_k``, ``q4_k`` and ``q5_k`` are the mixes with ``_m``, as for llama.cpp's tool.
 
     Raises:
         NotFoundError: there is none; the message lists the names.
@@ -189,12 +192,14 @@ def read_recipe(name_or_path: str) -> Recipe:
         if not path.is_file():
             raise NotFoundError(f"{path}: no such recipe")
         return parse_recipe(path.read_bytes(), path.stem, str(path))
-    file = resources.files("nybble.quantize") / "recipes" / f"{name_or_path}.toml"
-    if not re.fullmatch(r"[a-z0-9_-]+", name_or_path) or not file.is_file():
+    name = name_or_path.lower()
+    name = _ALIASES.get(name, name)
+    file = resources.files("nybble.quantize") / "recipes" / f"{name}.toml"
+    if not re.fullmatch(r"[a-z0-9_-]+", name) or not file.is_file():
         raise NotFoundError(
             f"unknown recipe {name_or_path!r}; known: {', '.join(recipe_names())}; or a file, NAME.toml"
         )
-    return parse_recipe(file.read_bytes(), name_or_path, name_or_path)
+    return parse_recipe(file.read_bytes(), name, name)
 
 
 def recipe_names() -> list[str]:
